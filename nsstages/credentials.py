@@ -1,0 +1,131 @@
+"""Acting as a target: ids, capabilities, no_new_privs and seccomp as a list of system calls.
+
+`calls()` is the one implementation. Stage 2 executes the list before its exec; the supervisor
+injects the same list into the vessel of a routed exec. The order is the kernel's: groups before
+ids, the bounding set while CAP_SETPCAP is still there, permitted sets after the ids, ambient after
+the inheritable set, and the seccomp filters last, since they may forbid all the calls before them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nsstages.syscalls import (
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+    SECCOMP_SET_MODE_FILTER,
+    Call,
+    Packed,
+    execute,
+)
+
+_CAPABILITY_VERSION_3: Final = 0x20080522
+CAP_SYS_ADMIN: Final = 21
+CAP_SYS_PTRACE: Final = 19
+
+
+def last_capability() -> int:
+    """Return the highest capability that this kernel knows. Read it before any join."""
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilitySets:
+    """The five sets of capabilities(7) as bit masks."""
+
+    inheritable: int = 0
+    permitted: int = 0
+    effective: int = 0
+    bounding: int = 0
+    ambient: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a program is allowed to be; None leaves an item as it is.
+
+    ``groups`` None keeps the supplementary groups (a user namespace may deny setgroups).
+    ``seccomp_filters`` are raw arrays of struct sock_filter, oldest first.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: tuple[int, ...] | None = None
+    capabilities: CapabilitySets | None = None
+    no_new_privs: bool = False
+    seccomp_filters: tuple[bytes, ...] = field(default=())
+
+
+def calls(credentials: Credentials, last_cap: int) -> tuple[Call, ...]:
+    """Return the system calls that make a process of full rights become ``credentials``."""
+    wanted: list[Call] = []
+    capabilities = credentials.capabilities
+    if credentials.groups is not None:
+        packed = struct.pack(f"{len(credentials.groups)}I", *credentials.groups)
+        wanted.append(Call("setgroups", (len(credentials.groups), packed)))
+    if capabilities is not None:
+        wanted += _drop_bounding(capabilities.bounding, last_cap)
+        wanted.append(_prctl(PR_SET_KEEPCAPS, 1))
+    if credentials.gid is not None:
+        wanted.append(Call("setresgid", (credentials.gid,) * 3))
+    if credentials.uid is not None:
+        wanted.append(Call("setresuid", (credentials.uid,) * 3))
+    if credentials.no_new_privs:
+        wanted.append(_prctl(PR_SET_NO_NEW_PRIVS, 1))
+    # A filter without no_new_privs needs CAP_SYS_ADMIN: install it before the last rights go.
+    wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[:-1]]
+    if capabilities is not None and credentials.no_new_privs:
+        wanted += _set_capabilities(capabilities)
+        wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
+    else:
+        wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
+        wanted += _set_capabilities(capabilities) if capabilities is not None else []
+    return tuple(wanted)
+
+
+def apply(wanted: Sequence[Call]) -> None:
+    """Execute ``calls()`` in this single-threaded process (stage 2)."""
+    for call in wanted:
+        execute(call, call.name)
+
+
+def _prctl(option: int, *arguments: int) -> Call:
+    return Call("prctl", (option, *(*arguments, 0, 0, 0, 0)[:4]))
+
+
+def _drop_bounding(keep: int, last_cap: int) -> list[Call]:
+    return [
+        _prctl(PR_CAPBSET_DROP, number) for number in range(last_cap + 1) if not keep >> number & 1
+    ]
+
+
+def _set_capabilities(sets: CapabilitySets) -> list[Call]:
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    data = b"".join(
+        struct.pack("III", *(s >> shift & 0xFFFFFFFF for s in
+                             (sets.effective, sets.permitted, sets.inheritable)))
+        for shift in (0, 32)
+    )  # fmt: skip
+    ambient = [
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+        for number in range(64)
+        if sets.ambient >> number & 1
+    ]
+    return [
+        Call("capset", (header, data)),
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL),
+        *ambient,
+    ]
+
+
+def _seccomp(filter_: bytes) -> Call:
+    program = Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
+    return Call("seccomp", (SECCOMP_SET_MODE_FILTER, 0, program))
