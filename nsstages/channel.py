@@ -58,7 +58,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket, me: str, peer: str, recorder: Recorder) -> None:
         self._socket = sock
-        self._recorder = recorder
+        self.recorder = recorder
         self.me = me
         self.peer = peer
         self.last_sent: Word | None = None
@@ -95,7 +95,7 @@ class Channel:
         body: bytes = msgpack.packb([word.value, dict(payload or {})], use_bin_type=True)
         if len(body) > MAX_MESSAGE:
             raise Malformed(word, f"{len(body)} bytes, at most {MAX_MESSAGE} allowed")
-        clock = self._recorder.word_sent(self.peer, word, payload or {})
+        clock = self.recorder.word_sent(self.peer, word, payload or {})
         header = _HEADER.pack(VERSION, len(fds), clock, len(body))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
@@ -146,7 +146,7 @@ class Channel:
             close_all(fds)
             raise
         self.last_received = word
-        self._recorder.word_received(self.peer, word, payload, clock)
+        self.recorder.word_received(self.peer, word, payload, clock)
         return Message(word, payload, fds)
 
     def _next_packet(

@@ -15,11 +15,10 @@
        |<------- PIDS ------|  exits                                     |
        |--- CONFIG -------------------------------------------------->  |
        |<-- MOUNT_FD_PLS / MOUNT_FD (any number) --------------------->  |
-       |<-- HOOKS_PLS / HOOKS_DONE ----------------------------------->  |
        |<-- TERMINAL (the pty's master) ------------------------------   |
        |<-- SUPERVISE_PLS / SUPERVISE_ACK ---------------------------->  |
        |<-- READY / RUN ---------------------------------------------->  |
-       |<-- EXITED (only when stage 2 stays above the program) --------  |
+       |<-- STARTED, EXITED (only when stage 2 stays above it) --------  |
 
 FAILED may be said upward at any time; nothing follows it. The FUSE server answers FUSE_FD with
 FUSE_SERVING, the supervisor answers SUPERVISE_PLS with SUPERVISE_ACK.
@@ -51,14 +50,12 @@ class Word(StrEnum):
     CONFIG = "CONFIG"
     MOUNT_FD_PLS = "MOUNT_FD_PLS"
     MOUNT_FD = "MOUNT_FD"
-    HOOKS_PLS = "HOOKS_PLS"
-    HOOKS_DONE = "HOOKS_DONE"
     TERMINAL = "TERMINAL"
     SUPERVISE_PLS = "SUPERVISE_PLS"
     SUPERVISE_ACK = "SUPERVISE_ACK"
     READY = "READY"
     RUN = "RUN"
-    SIGNAL = "SIGNAL"
+    STARTED = "STARTED"
     EXITED = "EXITED"
     FAILED = "FAILED"
 
@@ -107,18 +104,16 @@ LEGAL: Final[Mapping[tuple[str, str], _Order]] = MappingProxyType(
         (MANAGER, INIT): {
             _W.CONFIG: (None,),
             _W.MOUNT_FD: (_W.CONFIG, _W.MOUNT_FD),
-            _W.HOOKS_DONE: (_W.CONFIG, _W.MOUNT_FD),
-            _W.SUPERVISE_ACK: (_W.CONFIG, _W.MOUNT_FD, _W.HOOKS_DONE),
-            _W.RUN: (_W.CONFIG, _W.MOUNT_FD, _W.HOOKS_DONE, _W.SUPERVISE_ACK),
-            _W.SIGNAL: (_W.RUN, _W.SIGNAL),
+            _W.SUPERVISE_ACK: (_W.CONFIG, _W.MOUNT_FD),
+            _W.RUN: (_W.CONFIG, _W.MOUNT_FD, _W.SUPERVISE_ACK),
         },
         (INIT, MANAGER): {
             _W.MOUNT_FD_PLS: (None, _W.MOUNT_FD_PLS),
-            _W.HOOKS_PLS: (None, _W.MOUNT_FD_PLS),
-            _W.TERMINAL: (None, _W.MOUNT_FD_PLS, _W.HOOKS_PLS),
-            _W.SUPERVISE_PLS: (None, _W.MOUNT_FD_PLS, _W.HOOKS_PLS, _W.TERMINAL),
-            _W.READY: (None, _W.MOUNT_FD_PLS, _W.HOOKS_PLS, _W.TERMINAL, _W.SUPERVISE_PLS),
-            _W.EXITED: (_W.READY,),
+            _W.TERMINAL: (None, _W.MOUNT_FD_PLS),
+            _W.SUPERVISE_PLS: (None, _W.MOUNT_FD_PLS, _W.TERMINAL),
+            _W.READY: (None, _W.MOUNT_FD_PLS, _W.TERMINAL, _W.SUPERVISE_PLS),
+            _W.STARTED: (_W.READY,),
+            _W.EXITED: (_W.STARTED,),
         },
         (MANAGER, FUSE): {_W.FUSE_FD: (None,)},
         (FUSE, MANAGER): {_W.FUSE_SERVING: (None,)},

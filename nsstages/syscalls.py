@@ -74,6 +74,8 @@ PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 PR_SET_PTRACER: Final = 0x59616D61
 
+_STATFS_SIZE: Final = 120
+
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 1 << 5
@@ -96,10 +98,11 @@ _X86_64: Final = {
     "dup3": 292, "fcntl": 72, "execve": 59, "exit": 60, "exit_group": 231, "kill": 62,
     "chdir": 80, "fchdir": 81, "umask": 95, "ptrace": 101, "setuid": 105, "setgid": 106,
     "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125, "capset": 126,
-    "personality": 135, "setpriority": 141, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165,
+    "personality": 135, "setpriority": 141, "pivot_root": 155, "prctl": 157, "chroot": 161,
+    "mount": 165,
     "umount2": 166, "sethostname": 170, "setns": 308, "unshare": 272, "prlimit64": 302,
     "name_to_handle_at": 303, "open_by_handle_at": 304, "renameat2": 316, "seccomp": 317,
-    "execveat": 322, "openat": 257,
+    "execveat": 322, "openat": 257, "fstatfs": 138,
 }  # fmt: skip
 
 NR: Final = MappingProxyType({"x86_64": _X86_64}.get(platform.machine(), _COMMON))
@@ -269,3 +272,10 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
 def close_range(first: int, last: int) -> None:
     """close_range(2), Linux 5.9."""
     _call("close_range", first, last, 0)
+
+
+def fstatfs_type(fd: int) -> int:
+    """fstatfs(2): the magic number (f_type) of the file system that ``fd`` is on."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    _call("fstatfs", fd, ctypes.addressof(buffer))
+    return int.from_bytes(buffer.raw[:8], "little")

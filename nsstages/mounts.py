@@ -1,0 +1,199 @@
+"""Roots and mounts by the new mount API: detached first, attached below a root descriptor.
+
+A target inside a root is resolved by openat2(RESOLVE_IN_ROOT), so a symlink planted there leads
+nowhere else, and nothing is created in a joined container.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from nsstages.bootstrap import Tree
+from nsstages.syscalls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    MNT_DETACH,
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_T_EMPTY_PATH,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SLAVE,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
+    fsconfig,
+    fsmount,
+    fsopen,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_in_root,
+    open_tree,
+    pivot_root,
+    umount2,
+)
+
+
+def make_private() -> None:
+    """Cut the whole mount namespace off: nothing done in it shows anywhere else."""
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
+def new_filesystem(kind: str, options: Sequence[str] = (), attributes: int = 0) -> int:
+    """Return a detached mount of a new ``kind`` file system; options are key or key=value."""
+    context = fsopen(kind)
+    try:
+        for option in options:
+            key, equals, value = option.partition("=")
+            command = FSCONFIG_SET_STRING if equals else FSCONFIG_SET_FLAG
+            fsconfig(context, command, key, value if equals else None)
+        fsconfig(context, FSCONFIG_CMD_CREATE)
+        return fsmount(context, attributes)
+    finally:
+        os.close(context)
+
+
+def open_fuse(device: int) -> int:
+    """Return a detached FUSE mount served through ``device``, /dev/fuse opened by this process.
+
+    The kernel wants device and mount from one user namespace, and fixes the mounter's PID
+    namespace in the connection: called by stage 1, which still lives in the host's.
+    """
+    options = (f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0")
+    return new_filesystem("fuse", (*options, "allow_other", "default_permissions"))
+
+
+def clone_tree(path: str, *, beneath: int = -1, recursive: bool = True) -> int:
+    """Return a detached copy of the mount (tree) at ``path``, looked up below ``beneath``."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    if beneath == -1:
+        return open_tree(AT_FDCWD, path, flags)
+    here = open_in_root(beneath, path, os.O_PATH)
+    try:
+        return open_tree(here, "", flags | AT_EMPTY_PATH)
+    finally:
+        os.close(here)
+
+
+def open_planned_tree(tree: Tree, fds: Sequence[int]) -> int:
+    """Clone ``tree`` for stage 2 to attach; -1 when it is absent and not required.
+
+    Slave first: a clone of a shared mount would carry mounts made below it back to its origin.
+    """
+    beneath = fds[tree.beneath] if tree.beneath != -1 else -1
+    try:
+        fd = clone_tree(tree.path, beneath=beneath, recursive=tree.recursive)
+        mount_setattr(fd, set_attributes=tree.attributes, propagation=MS_SLAVE)
+    except OSError:
+        if tree.required:
+            raise
+        return -1
+    if tree.idmap_userns != -1:
+        _try_idmap(fd, fds[tree.idmap_userns])
+    return fd
+
+
+def _try_idmap(fd: int, userns: int) -> None:
+    # A file system without idmap support (proc, old overlay) answers EINVAL: shown unmapped.
+    try:
+        mount_setattr(fd, set_attributes=MOUNT_ATTR_IDMAP, userns_fd=userns, recursive=False)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+
+
+def attach(mount_fd: int, root_fd: int, target: str, *, create: bool = False) -> None:
+    """Attach a detached mount at ``target`` inside the root; ``create`` makes what is missing."""
+    if create:
+        create_target(root_fd, target, directory=stat.S_ISDIR(os.fstat(mount_fd).st_mode))
+    where = open_in_root(root_fd, target, os.O_PATH)
+    try:
+        move_mount(mount_fd, where, "", MOVE_MOUNT_T_EMPTY_PATH)
+    finally:
+        os.close(where)
+
+
+def create_target(root_fd: int, target: str, *, directory: bool) -> None:
+    """Make a mount's directory or file, and the directories above it, inside the root."""
+    *above, last = target.strip("/").split("/")
+    done = "/"
+    for name in above:
+        _create(root_fd, done, name, directory=True)
+        done = f"{done}{name}/"
+    _create(root_fd, done, last, directory=directory)
+
+
+def _create(root_fd: int, parent: str, name: str, *, directory: bool) -> None:
+    parent_fd = open_in_root(root_fd, parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+        else:
+            os.mknod(name, 0o644 | stat.S_IFREG, dir_fd=parent_fd)
+    except FileExistsError:
+        return
+    finally:
+        os.close(parent_fd)
+
+
+def create_symlink(root_fd: int, target: str, text: str) -> None:
+    """Make the symbolic link ``target`` inside the root, unless something is there."""
+    parent, _, name = target.rpartition("/")
+    parent_fd = open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.symlink(text, name, dir_fd=parent_fd)
+    except FileExistsError:
+        return
+    finally:
+        os.close(parent_fd)
+
+
+def enter_root(mount_fd: int) -> None:
+    """Lay a detached mount over the root directory: the one place that always exists."""
+    move_mount(mount_fd, AT_FDCWD, "/")
+    os.fchdir(mount_fd)
+
+
+def switch_root() -> None:
+    """Make the current directory, a mount point, the root; the old root is gone after.
+
+    pivot_root, not chroot: in a chroot unshare(CLONE_NEWUSER) fails with EPERM, and bwrap or
+    rootless podman with it.
+    """
+    pivot_root(".", ".")
+    umount2(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def uncover(root_fd: int, path: str) -> None:
+    """Take the mount at ``path`` away; where it is locked to its parent, cover it instead."""
+    parent, _, _ = path.rpartition("/")
+    try:
+        where = open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    above = open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if os.fstat(where).st_dev != os.fstat(above).st_dev:
+            _detach_or_cover(where)
+    finally:
+        os.close(where)
+        os.close(above)
+    os.fchdir(root_fd)
+
+
+def _detach_or_cover(where: int) -> None:
+    os.fchdir(where)  # "." needs no /proc to name a descriptor
+    try:
+        umount2(".", MNT_DETACH)
+    except OSError:
+        cover = new_filesystem("tmpfs", ("size=4k", "mode=0555"), MOUNT_ATTR_RDONLY)
+        move_mount(cover, where, "", MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(cover)
