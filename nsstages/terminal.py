@@ -86,9 +86,10 @@ def _verify(directory_fd: int, directory: str, name: str) -> None:
 def make_controlling(slave_fd: int) -> None:
     """Make ``slave_fd`` the controlling terminal and descriptors 0, 1 and 2; it is then closed.
 
-    Called by the forked child that becomes the program, which leads no process group yet.
+    Called by the process that becomes the program; it leads a session afterwards.
     """
-    os.setsid()
+    if os.getsid(0) != os.getpid():  # a leader may not call setsid(2) again
+        os.setsid()
     fcntl.ioctl(slave_fd, termios.TIOCSCTTY, 0)
     for standard_fd in (0, 1, 2):
         os.dup2(slave_fd, standard_fd)
