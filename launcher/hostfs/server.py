@@ -1,0 +1,113 @@
+"""The FUSE server process: takes the mounted descriptor, serves it until the mount is gone.
+
+It never leaves the host's namespaces and never unmounts: the mount lives in a namespace that it
+does not see. When it dies the connection aborts, because nobody else holds the descriptor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+from typing import Final
+
+import pyfuse3
+import trio
+
+from launcher.hostfs.operations import HostOperations
+from launcher.hostfs.options import HostfsOptions
+from nsstages.channel import Channel
+from nsstages.errors import Failure, NsstagesError, PeerDied, StageFailed
+from nsstages.messages import FUSE, Word
+from nsstages.trace import Recorder
+
+DESCRIPTOR_TIMEOUT: Final = 60.0  # seconds; the pipeline's own deadlines are shorter
+MOST_HELD_DESCRIPTORS: Final = 4000
+_TERMINAL_SIGNALS: Final = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGPIPE,
+)  # fmt: skip
+
+
+def serve(channel: Channel, options: HostfsOptions, recorder: Recorder) -> None:
+    """Serve until the mount is gone or the manager is; called in the forked server process.
+
+    Waits for FUSE_FD, answers FUSE_SERVING, or FAILED when it cannot serve. Returns in any case.
+    """
+    _prepare_process(recorder)
+    try:
+        operations = _start(channel, options, recorder)
+    except PeerDied:
+        return
+    except NsstagesError as error:
+        failure = error.failure if isinstance(error, StageFailed) else _failure(error)
+        channel.send(Word.FAILED, failure.to_payload())
+        return
+    try:
+        trio.run(_serve_until_the_end, channel)
+    except Exception as error:  # noqa: BLE001 - the mount is lost whatever it was; say why
+        recorder.event("fuse.error", operation="main", error=repr(error))
+    operations.close()
+
+
+def _start(channel: Channel, options: HostfsOptions, recorder: Recorder) -> HostOperations:
+    with recorder.step("open the host's root", "openat", source=options.source):
+        operations = HostOperations(options, recorder, capacity=_capacity())
+    message = channel.expect(Word.FUSE_FD, timeout=DESCRIPTOR_TIMEOUT)
+    if len(message.fds) != 1:
+        raise StageFailed(Failure(FUSE, "take the FUSE descriptor", text="none came"))
+    try:
+        pyfuse3.init(operations, f"/dev/fd/{message.fds[0]}", set())
+    except RuntimeError as error:
+        raise StageFailed(Failure(FUSE, "start the session", text=str(error))) from error
+    # Requests wait in the kernel until the loop below reads them: the manager can go on already
+    channel.send(Word.FUSE_SERVING)
+    return operations
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(FUSE, "start serving", text=str(error))
+
+
+async def _serve_until_the_end(channel: Channel) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_with_the_manager, channel)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_with_the_manager(channel: Channel) -> None:
+    """Wait for the end of the channel: the manager says nothing after FUSE_FD."""
+    await trio.lowlevel.wait_readable(channel.fileno())
+    pyfuse3.terminate()
+
+
+def _capacity() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MOST_HELD_DESCRIPTORS, soft // 2)
+
+
+def _prepare_process(recorder: Recorder) -> None:
+    # Modes come with the client's umask applied
+    os.umask(0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The keyboard's signals are for the program in the shell; we serve until it is gone
+    for number in _TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    logger = logging.getLogger("pyfuse3")
+    logger.addHandler(_RecorderHandler(recorder))
+    logger.propagate = False
+
+
+class _RecorderHandler(logging.Handler):
+    """pyfuse3's complaints go into the trace: the terminal belongs to the shell."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(logging.WARNING)
+        self._recorder = recorder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one record to the trace."""
+        self._recorder.event("fuse.log", text=record.getMessage())
