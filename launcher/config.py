@@ -21,7 +21,9 @@ __all__ = ["Attach", "Exec", "Run", "attach", "exec_", "load", "merge", "run", "
 
 _MAX_FILE: Final = 1024 * 1024
 _MERGED: Final = frozenset({"env", "root"})
-_TITLES: Final = MappingProxyType({"attach": (Attach, "attach.json"), "run": (Run, "run.json")})
+_TITLES: Final[Mapping[str, tuple[type[msgspec.Struct], str]]] = MappingProxyType(
+    {"attach": (Attach, "attach.json"), "run": (Run, "run.json")}
+)
 
 C = TypeVar("C", Attach, Exec, Run)
 
@@ -69,8 +71,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = merged.get(key)
         if key in _MERGED and isinstance(below, dict) and isinstance(value, Mapping):
-            value = {**below, **value}
-        merged[key] = value
+            merged[key] = {**below, **value}
+        else:
+            merged[key] = value
     return merged
 
 
@@ -95,7 +98,8 @@ def schema(name: str) -> dict[str, Any]:
 
     if name not in _TITLES:
         raise UsageError(f"no schema {name!r}, expected one of {', '.join(_TITLES)}")
-    return json_schema(*_TITLES[name])
+    struct, title = _TITLES[name]
+    return json_schema(struct, title)
 
 
 def _checked(
@@ -106,24 +110,28 @@ def _checked(
 ) -> C:
     try:
         config = msgspec.convert(dict(values), of)
-        problems: list[Problem] = []
     except msgspec.ValidationError:
-        config, problems = _salvage(values, of)
-    # What is missing because it was refused above would only be reported twice.
-    refused = [problem.key for problem in problems]
-    problems += [p for p in contradictions(config) if not any(_related(p.key, k) for k in refused)]
+        raise ConfigError(origin, _all_problems(values, of, contradictions)) from None
+    problems = list(contradictions(config))
     if problems:
         raise ConfigError(origin, problems)
     return config
 
 
-def _salvage(values: Mapping[str, Any], of: type[C]) -> tuple[C, list[Problem]]:
-    """Return what is right of ``values`` and a problem for each wrong key."""
+def _all_problems(
+    values: Mapping[str, Any], of: type[C], contradictions: Callable[[C], Iterator[Problem]]
+) -> list[Problem]:
+    """Return every wrong key, and every contradiction among the keys that are right."""
     from launcher.schema import check
 
-    rest, problems = check(dict(values), of)
-    return msgspec.convert(rest, of), problems
+    checked = check(dict(values), of)
+    found = [checked.as_written(p) for p in contradictions(msgspec.convert(checked.rest, of))]
+    # What is missing because it was refused would only be reported twice.
+    refused = [problem.key for problem in checked.problems]
+    return checked.problems + [p for p in found if not any(_holds(p.key, key) for key in refused)]
 
 
-def _related(key: str, other: str) -> bool:
-    return key.startswith(other) or other.startswith(key)
+def _holds(key: str, other: str) -> bool:
+    """Tell whether one key is the other or inside it."""
+    shorter, longer = sorted((key, other), key=len)
+    return longer.startswith(shorter) and longer[len(shorter) :][:1] in ("", ".", "[")

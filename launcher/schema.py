@@ -7,7 +7,9 @@ mappings, unions of one of each, and plain values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +20,8 @@ from launcher.errors import Problem
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 DROPPED: Final = object()
 _SHOWN: Final = 60  # characters of a refused string in a message
+_INDEXED: Final = re.compile(r"([\w.]+)\[(\d+)\]")
+_NUMBERS: Final = (inspect.IntType, inspect.FloatType)
 
 
 def json_schema(of: type[msgspec.Struct], title: str) -> dict[str, Any]:
@@ -25,35 +29,67 @@ def json_schema(of: type[msgspec.Struct], title: str) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": title, **msgspec.json.schema(of)}
 
 
-def check(value: Any, of: type[msgspec.Struct]) -> tuple[Any, list[Problem]]:
-    """Return ``value`` without the parts that ``of`` refuses, and a problem for each of them."""
-    problems: list[Problem] = []
-    rest = _check(value, inspect.type_info(of), "", problems)
-    return ({} if rest is DROPPED else rest), problems
+@dataclass(slots=True)
+class Checked:
+    """What a walk found: the problems, and ``rest``, the value without the refused parts.
+
+    ``indexes`` says for each list that lost items which ones of it are left.
+    """
+
+    rest: Any = None
+    problems: list[Problem] = field(default_factory=list)
+    indexes: dict[str, list[int]] = field(default_factory=dict)
+
+    def refuse(self, key: str, text: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(key, text))
+
+    def as_written(self, problem: Problem) -> Problem:
+        """Return a problem of ``rest`` with the list indexes of the value that was checked."""
+        return Problem(
+            _INDEXED.sub(self._index_as_written, problem.key),
+            _INDEXED.sub(self._index_as_written, problem.text),
+        )
+
+    def _index_as_written(self, match: re.Match[str]) -> str:
+        key, index = match[1], int(match[2])
+        return f"{key}[{self.indexes[key][index] if key in self.indexes else index}]"
 
 
-def _check(value: Any, node: inspect.Type, key: str, problems: list[Problem]) -> Any:
+def check(value: Any, of: type[msgspec.Struct]) -> Checked:
+    """Hold ``value`` against ``of``, every key of it."""
+    checked = Checked()
+    rest = _check(value, inspect.type_info(of), "", checked)
+    checked.rest = {} if rest is DROPPED else rest
+    return checked
+
+
+def _check(value: Any, node: inspect.Type, key: str, checked: Checked) -> Any:
     """Return what of ``value`` fits ``node``; report the rest. DROPPED when nothing does."""
     member = _member_for(value, node)
     visit = _VISITORS.get(type(member))
     if visit is not None:
-        return visit(value, member, key, problems)
+        return visit(value, member, key, checked)
     if not _fits(value, node):
-        problems.append(Problem(key, f"expected {_describe(node)}, got {_shown(value)}"))
+        checked.refuse(key, f"expected {_describe(node)}, got {_shown(value, node)}")
         return DROPPED
     return value
 
 
 def _member_for(value: Any, node: inspect.Type) -> inspect.Type | None:
-    """Return the container type inside ``node`` that a container ``value`` is to be held against."""
-    node = _bare(node)
-    members = node.types if isinstance(node, inspect.UnionType) else (node,)
+    """Return the type inside ``node`` for a container ``value``; None for a plain one."""
     wanted: tuple[type, ...] = ()
     if isinstance(value, dict):
         wanted = (inspect.StructType, inspect.DictType)
     elif isinstance(value, (list, tuple)):
         wanted = (inspect.VarTupleType,)
-    return next((bare for m in members if isinstance(bare := _bare(m), wanted)), None)
+    return next((member for member in _members(node) if isinstance(member, wanted)), None)
+
+
+def _members(node: inspect.Type) -> list[inspect.Type]:
+    """Return the types of a union, or the type itself, without their metadata."""
+    node = _bare(node)
+    return [_bare(m) for m in (node.types if isinstance(node, inspect.UnionType) else (node,))]
 
 
 def _bare(node: inspect.Type) -> inspect.Type:
@@ -61,47 +97,41 @@ def _bare(node: inspect.Type) -> inspect.Type:
 
 
 def _check_struct(
-    value: dict[str, Any], node: inspect.StructType, key: str, problems: list[Problem]
+    value: dict[str, Any], node: inspect.StructType, key: str, checked: Checked
 ) -> Any:
     fields = {field.encode_name: field for field in node.fields}
     rest = {}
     for name, item in value.items():
         if name not in fields:
-            known = ", ".join(fields)
-            problems.append(Problem(_join(key, name), f"unknown key, expected one of {known}"))
-        elif (kept := _check(item, fields[name].type, _join(key, name), problems)) is not DROPPED:
+            checked.refuse(_join(key, name), f"unknown key, expected one of {', '.join(fields)}")
+        elif (kept := _check(item, fields[name].type, _join(key, name), checked)) is not DROPPED:
             rest[name] = kept
-    missing = [name for name, field in fields.items() if field.required and name not in value]
-    problems += [
-        Problem(_join(key, name), f"missing, expected {_describe(fields[name].type)}")
-        for name in missing
-    ]
-    incomplete = any(field.required and name not in rest for name, field in fields.items())
-    return DROPPED if incomplete else rest
+    required = [name for name, field in fields.items() if field.required]
+    for name in required:
+        if name not in value:
+            checked.refuse(_join(key, name), f"missing, expected {_describe(fields[name].type)}")
+    return rest if all(name in rest for name in required) else DROPPED
 
 
-def _check_dict(
-    value: dict[str, Any], node: inspect.DictType, key: str, problems: list[Problem]
-) -> Any:
+def _check_dict(value: dict[str, Any], node: inspect.DictType, key: str, checked: Checked) -> Any:
     rest = {}
     for name, item in value.items():
         if not _fits(name, node.key_type):
-            problems.append(
-                Problem(key, f"expected {_describe(node.key_type)} as key, got {_shown(name)}")
-            )
-        elif (kept := _check(item, node.value_type, _join(key, name), problems)) is not DROPPED:
+            checked.refuse(key, f"expected {_describe(node.key_type)} as key, got {name!r}")
+        elif (kept := _check(item, node.value_type, _join(key, name), checked)) is not DROPPED:
             rest[name] = kept
     return rest
 
 
-def _check_list(
-    value: list[Any], node: inspect.VarTupleType, key: str, problems: list[Problem]
-) -> Any:
-    kept = [_check(v, node.item_type, f"{key}[{i}]", problems) for i, v in enumerate(value)]
-    return [item for item in kept if item is not DROPPED]
+def _check_list(value: list[Any], node: inspect.VarTupleType, key: str, checked: Checked) -> Any:
+    kept = {i: _check(v, node.item_type, f"{key}[{i}]", checked) for i, v in enumerate(value)}
+    rest = {i: item for i, item in kept.items() if item is not DROPPED}
+    if len(rest) != len(kept):
+        checked.indexes[key] = list(rest)
+    return list(rest.values())
 
 
-_VISITORS: Final[Mapping[type, Callable[[Any, Any, str, list[Problem]], Any]]] = {
+_VISITORS: Final[Mapping[type, Callable[[Any, Any, str, Checked], Any]]] = {
     inspect.StructType: _check_struct,
     inspect.DictType: _check_dict,
     inspect.VarTupleType: _check_list,
@@ -142,8 +172,6 @@ def _in_range(value: float, node: inspect.IntType | inspect.FloatType) -> bool:
 
 
 def _matches(value: str, pattern: str | None) -> bool:
-    import re
-
     return pattern is None or re.search(pattern, value) is not None
 
 
@@ -157,7 +185,8 @@ def _describe(node: inspect.Type) -> str:
             members = [m for m in node.types if not isinstance(_bare(m), inspect.NoneType)]
             return " or ".join(_describe(member) for member in members)
         case inspect.LiteralType():
-            return "one of " * (len(node.values) > 1) + ", ".join(map(str, node.values))
+            words = ", ".join(f'"{value}"' for value in node.values)
+            return f"one of {words}" if len(node.values) > 1 else words
         case inspect.IntType() | inspect.FloatType():
             return "a number" + _describe_range(node)
         case inspect.VarTupleType():
@@ -172,9 +201,11 @@ def _describe_range(node: inspect.IntType | inspect.FloatType) -> str:
     return "".join(f" {word} {limit}" for word, limit in limits if limit is not None)
 
 
-def _shown(value: Any) -> str:
-    """Return a refused value for a message; of what is no string only its type: it may be secret."""
+def _shown(value: Any, node: inspect.Type) -> str:
+    """Return a refused value for a message; of a misplaced one its type only: it may be secret."""
     if isinstance(value, str):
         return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
-    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
-    return "null" if value is None else names.get(type(value), "a list")
+    if type(value) in (int, float):
+        return repr(value) if any(isinstance(n, _NUMBERS) for n in _members(node)) else "a number"
+    names = {bool: "true or false", type(None): "null", dict: "an object"}
+    return names.get(type(value), "a list")

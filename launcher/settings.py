@@ -28,7 +28,7 @@ def _about(description: str) -> Meta:
 Path = Annotated[str, _text(_PATH, "an absolute path without ..")]
 Word = Annotated[str, _text(r"[^\0]*", "a string without NUL")]
 NonEmpty = Annotated[str, _text(r"[^\0]+", "a non-empty string without NUL")]
-EnvName = Annotated[str, _text(r"[^=\0]+", "a variable's name: not empty, without = and NUL")]
+EnvName = Annotated[str, _text(r"[^=\0]+", "a variable's name (not empty, without = and NUL)")]
 HostName = Annotated[str, _text(r"[^\s/\0]{1,64}", "a name of 1 to 64 characters")]
 Name = Annotated[
     str,
@@ -44,9 +44,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 Terminal = Annotated[
     bool | Literal["auto"],
-    _about(
-        'Give the program a terminal of its own; "auto": when standard input and output are one.'
-    ),
+    _about('Give the program a terminal of its own; "auto": when started on a terminal.'),
 ]
 Command = Annotated[tuple[Word, ...], _about("The program and its arguments.")]
 Env = Annotated[Mapping[EnvName, Word], _about("Variables to set.")]
@@ -94,7 +92,7 @@ class AttachRoot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = ("/proc", "/dev", "/sys", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
     native: Annotated[
         tuple[Path, ...], _about("Host directories attached without FUSE, for their sockets.")
-    ] = ()
+    ] = ("/run", "/tmp")
 
 
 class Attach(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
