@@ -1,0 +1,61 @@
+"""Real containers for the product's tests.
+
+`container` is one that the tests of a module share: a test leaves it as it found it. `start` makes
+one for a single test. Both are gone afterwards, and that is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.product.container import Container
+from tests.product.engines import CASES, Case, Engines
+from tests.session import Session
+
+
+@pytest.fixture(scope="session")
+def engines(session: Session) -> Iterator[Engines]:
+    """The container engines: engines["docker"] and so on."""
+    engines = Engines(session)
+    yield engines
+    engines.stop_all()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.need(case.engine)) for case in CASES],
+    ids=str,
+)
+def container(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Container]:
+    """A running container of each kind; parametrize it indirectly with Cases for some kinds."""
+    case: Case = request.param
+    container = engines.start(case)
+    yield container
+    container.engine.stop(container)
+
+
+@pytest.fixture
+def start(engines: Engines) -> Iterator[Callable[..., Container]]:
+    """Start containers for one test: start("docker", "busybox", userns=False, ...)."""
+    started: list[Container] = []
+
+    def start(engine: str, image: str, *command: str, **wishes: object) -> Container:
+        arguments = (image, command) if command else (image,)
+        started.append(engines[engine].start(*arguments, **wishes))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for container in started:
+        container.engine.stop(container)
+
+
+@pytest.fixture(autouse=True)
+def containers_unchanged(engines: Engines) -> Iterator[None]:
+    """Fail the test that leaves a process in a container that was there before it."""
+    before = {container: container.processes() for container in engines.live()}
+    yield
+    for container in engines.live():
+        left = container.processes() - before.get(container, container.processes())
+        assert not left, f"{container.spec}: processes left behind: {sorted(left)}"
