@@ -6,7 +6,8 @@ checked. All problems are reported at once, by key, before the first fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -20,6 +21,7 @@ from launcher.settings import Attach, Exec, Run
 __all__ = ["Attach", "Exec", "Run", "attach", "exec_", "load", "merge", "run", "schema"]
 
 _MAX_FILE: Final = 1024 * 1024
+_NAMED_KEY: Final = re.compile(r"`([^`]+)`")
 _MERGED: Final = frozenset({"env", "root"})
 _TITLES: Final[Mapping[str, tuple[type[msgspec.Struct], str]]] = MappingProxyType(
     {"attach": (Attach, "attach.json"), "run": (Run, "run.json")}
@@ -128,7 +130,13 @@ def _all_problems(
     found = [checked.as_written(p) for p in contradictions(msgspec.convert(checked.rest, of))]
     # What is missing because it was refused would only be reported twice.
     refused = [problem.key for problem in checked.problems]
-    return checked.problems + [p for p in found if not any(_holds(p.key, key) for key in refused)]
+    return checked.problems + [p for p in found if not _is_about(p, refused)]
+
+
+def _is_about(problem: Problem, refused: Sequence[str]) -> bool:
+    """Tell whether a contradiction is at, or names, a key that was refused."""
+    keys = (problem.key, *_NAMED_KEY.findall(problem.text))
+    return any(_holds(key, other) for key in keys for other in refused)
 
 
 def _holds(key: str, other: str) -> bool:

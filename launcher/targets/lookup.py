@@ -17,7 +17,7 @@ import msgspec
 from launcher.errors import AmbiguousTarget
 
 MAX_STATE: Final = 16 * 1024 * 1024
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)

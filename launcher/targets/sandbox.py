@@ -45,7 +45,7 @@ def write_state(name: str, pid: int, start_time: int, command: Sequence[str]) ->
 
     Raises LauncherError when a running container has the name already.
     """
-    if not is_plain_name(name):
+    if not is_plain_name(name) or name.isdigit():
         raise LauncherError(f"{name!r} cannot be the name of a container")
     state = State(VERSION, name, pid, start_time, tuple(command), time.time())
     with _directory(create=True) as directory_fd:
