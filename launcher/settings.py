@@ -166,7 +166,6 @@ class RunRoot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     source: Annotated[Path | None, _about("The host's directory that FUSE serves as root.")] = None
     fuse: Annotated[bool, _about("Serve `source` by FUSE.")] = False
     read_only: Annotated[bool, _about("Refuse all writing to it.")] = False
-    pivot: Annotated[bool, _about("Change root by pivot_root(2), not chroot(2).")] = True
 
 
 class Mount(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -46,7 +46,7 @@ class Tree:
     beneath: int = -1
     recursive: bool = True
     attributes: int = 0  # MOUNT_ATTR_* to set on every mount of the tree
-    idmap_userns: int = -1
+    idmap_userns: tuple[int, ...] = ()  # candidates: the first that maps the root's owner
     required: bool = True
 
 
@@ -126,7 +126,7 @@ def _check_descriptors(bootstrap: Bootstrap, descriptors: int) -> None:
     optional = {"target_pidfd": bootstrap.target_pidfd}
     for n, tree in enumerate(bootstrap.trees):
         optional |= {f"trees[{n}].beneath": tree.beneath}
-        optional |= {f"trees[{n}].idmap_userns": tree.idmap_userns}
+        named |= {f"trees[{n}].idmap_userns": index for index in tree.idmap_userns}
     named |= {name: index for name, index in optional.items() if index != -1}
     for name, index in named.items():
         if not 0 <= index < descriptors:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 
 from nsstages.bootstrap import Tree
+from nsstages.idmap import OVERFLOW_ID
 from nsstages.syscalls import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -83,30 +84,39 @@ def clone_tree(path: str, *, beneath: int = -1, recursive: bool = True) -> int:
 
 
 def open_planned_tree(tree: Tree, fds: Sequence[int]) -> int:
-    """Clone ``tree`` for stage 2 to attach; -1 when it is absent and not required.
-
-    Slave first: a clone of a shared mount would carry mounts made below it back to its origin.
-    """
+    """Clone ``tree`` for stage 2 to attach; -1 when it is absent and not required."""
     beneath = fds[tree.beneath] if tree.beneath != -1 else -1
     try:
-        fd = clone_tree(tree.path, beneath=beneath, recursive=tree.recursive)
+        fd = _idmapped(tree, beneath, [fds[index] for index in tree.idmap_userns])
+        # Slave: a clone of a shared mount would carry mounts made below it back to its origin.
         mount_setattr(fd, set_attributes=tree.attributes, propagation=MS_SLAVE)
     except OSError:
         if tree.required:
             raise
         return -1
-    if tree.idmap_userns != -1:
-        _try_idmap(fd, fds[tree.idmap_userns])
     return fd
 
 
-def _try_idmap(fd: int, userns: int) -> None:
-    # A file system without idmap support (proc, old overlay) answers EINVAL: shown unmapped.
-    try:
-        mount_setattr(fd, set_attributes=MOUNT_ATTR_IDMAP, userns_fd=userns, recursive=False)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EPERM):
-            raise
+def _idmapped(tree: Tree, beneath: int, candidates: Sequence[int]) -> int:
+    """Clone, with the first user namespace that maps the owner; unmapped where none does.
+
+    Which one fits depends on the user namespace that mounted the file system, and nobody tells;
+    a mount takes a mapping only once, so each try has a clone of its own.
+    """
+    for userns in candidates:
+        fd = clone_tree(tree.path, beneath=beneath, recursive=tree.recursive)
+        try:
+            attribute = MOUNT_ATTR_IDMAP
+            mount_setattr(fd, set_attributes=attribute, userns_fd=userns, recursive=False)
+            if os.fstat(fd).st_uid != OVERFLOW_ID:
+                return fd
+        except OSError as error:
+            # EINVAL: a file system without idmap support. EPERM: another's, or mapped already.
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                os.close(fd)
+                raise
+        os.close(fd)
+    return clone_tree(tree.path, beneath=beneath, recursive=tree.recursive)
 
 
 def attach(mount_fd: int, root_fd: int, target: str, *, create: bool = False) -> None:

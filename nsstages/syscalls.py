@@ -100,6 +100,7 @@ _X86_64: Final = {
     "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125, "capset": 126,
     "personality": 135, "setpriority": 141, "pivot_root": 155, "prctl": 157, "chroot": 161,
     "mount": 165,
+    "setfsuid": 122, "setfsgid": 123, "utimensat": 280, "statx": 332,
     "umount2": 166, "sethostname": 170, "setns": 308, "unshare": 272, "prlimit64": 302,
     "name_to_handle_at": 303, "open_by_handle_at": 304, "renameat2": 316, "seccomp": 317,
     "execveat": 322, "openat": 257, "fstatfs": 138,

@@ -1,0 +1,371 @@
+"""From attach.json and a snapshot to the plan of an attach: pure, every decision in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from launcher.errors import LauncherError
+from launcher.hostfs.options import HostfsOptions, Mountpoint
+from launcher.people import Person
+from launcher.plan import Descriptors, Plan
+from launcher.settings import Attach, chosen
+from launcher.supervisor.options import Routing, SupervisorOptions
+from launcher.targets.snapshot import NamespaceRef, Snapshot
+from nsstages import credentials
+from nsstages.bootstrap import Bootstrap, Tree
+from nsstages.credentials import CAP_SYS_PTRACE, Credentials
+from nsstages.idmap import IDENTITY, IdMap, IdRange
+from nsstages.init_config import InitConfig, MountPlan, Process, Root, Source
+from nsstages.namespaces import FLAGS, Join
+from nsstages.syscalls import MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+
+GUARDED: Final = MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID
+PROGRAMS: Final = "/.launcher/bin"
+VESSEL: Final = "/.launcher/vessel"
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+KERNEL_DIRECTORIES: Final = ("/proc", "/dev", "/sys")
+HOST_TOOL_OOM_SCORE: Final = 1000  # a 20 MiB host tool got a small container's own init killed
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The facts about this machine and user that a plan depends on, read once."""
+
+    namespaces: Mapping[str, int]
+    privileged: bool
+    person: Person
+    environment: Mapping[str, str]
+    cwd: str
+    last_capability: int
+    cgroup_directories: tuple[str, ...]
+    existing: frozenset[str]  # which of the paths to bind exist in the container
+    directories: frozenset[str]  # which of those are directories
+    native: tuple[str, ...]  # host subtrees to attach, without those inside others
+    vessel: bytes
+    filter_program: bytes
+    interactive: bool
+    namespace_files: Mapping[str, NamespaceRef]  # those that the configuration names by file
+
+
+@dataclass(frozen=True, slots=True)
+class _Attach:
+    config: Attach
+    target: Snapshot
+    host: Host
+
+    @property
+    def joins_user_namespace(self) -> bool:
+        """Host root keeps the shell out of reach of the container's root (kernel's own rule)."""
+        wanted = self.config.user_namespace
+        if self.target.namespaces["user"].inode == self.host.namespaces["user"]:
+            return False
+        return wanted == "join" if wanted is not None else not self.host.privileged
+
+    @property
+    def routes(self) -> bool:
+        return self.config.routes
+
+
+def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
+    """Return the plan. Raises LauncherError where the target may not be attached to like this."""
+    attach = _Attach(config, target, host)
+    refuse_reachable_shell(attach)
+    descriptors = Descriptors()
+    trees, mount_plans = plan_mounts(attach, descriptors)
+    bootstrap = plan_bootstrap(attach, descriptors, trees)
+    return Plan(
+        engine="attach",
+        bootstrap=bootstrap,
+        init=plan_init(attach, mount_plans),
+        descriptors=descriptors.all(),
+        cgroup_directories=host.cgroup_directories if config.cgroup == "join" else (),
+        hostfs=plan_hostfs(attach),
+        supervisor=plan_supervisor(attach),
+        target_pidfd=target.pidfd,
+        target_name=f"{target.engine} container {target.name}",
+        time_limit=config.timeout,
+        notes=plan_notes(attach),
+    )
+
+
+def refuse_reachable_shell(attach: _Attach) -> None:
+    """Refuse where the container's root could ptrace the shell and so act as the host's user."""
+    config, target = attach.config, attach.target
+    if config.trust_container or config.pid_mode == "host":
+        return
+    same = attach.joins_user_namespace or (
+        target.namespaces["user"].inode == attach.host.namespaces["user"]
+    )
+    if same and target.capabilities.bounding >> CAP_SYS_PTRACE & 1:
+        raise LauncherError(
+            f"{target.name} holds CAP_SYS_PTRACE in the shell's user namespace:"
+            " its root could take over the attached shell, and with it this host's files",
+            hint="give --trust-container, or pid_namespace: host (no routing)",
+        )
+
+
+def joined(attach: _Attach) -> dict[str, NamespaceRef]:
+    """Return what to join: the target's kinds that are wanted and differ from the host's, and
+    the files that the configuration names instead.
+    """
+    config, own = attach.config, attach.host.namespaces
+    wanted = set(chosen(config.namespaces) or FLAGS) | {"mnt"}
+    wanted -= {"user"} if not attach.joins_user_namespace else set()
+    wanted -= {"pid"} if config.pid_mode == "host" else set()
+    references = {**attach.target.namespaces, **attach.host.namespace_files}
+    return {
+        kind: reference
+        for kind, reference in references.items()
+        if kind in wanted and reference.inode != own.get(kind)
+    }
+
+
+def plan_bootstrap(attach: _Attach, descriptors: Descriptors, trees: tuple[Tree, ...]) -> Bootstrap:
+    """Plan the pipeline: join the target, nest a mount namespace, mount FUSE."""
+    target = attach.target
+    joins = tuple(
+        Join(kind, descriptors.add(reference.fd, f"{kind} namespace"))
+        for kind, reference in joined(attach).items()
+    )
+    return Bootstrap(
+        create=("mnt",),
+        joins=joins,
+        target_pidfd=descriptors.add(target.pidfd, "pidfd of the target"),
+        rootless=not attach.host.privileged,
+        oom_score_adj=max(HOST_TOOL_OOM_SCORE, target.oom_score_adj),
+        trees=trees,
+        fuse=True,
+    )
+
+
+def plan_mounts(
+    attach: _Attach, descriptors: Descriptors
+) -> tuple[tuple[Tree, ...], tuple[MountPlan, ...]]:
+    """Plan what is cloned in stage 1 and attached in stage 2, in the order of attaching."""
+    root = descriptors.add(attach.target.root_fd, "root of the target")
+    trees = list(container_trees(attach, descriptors, root))
+    trees += [
+        Tree(path, path, "inside", beneath=root, attributes=GUARDED, required=False)
+        for path in bound_paths(attach)
+    ]
+    read_only = MOUNT_ATTR_RDONLY if attach.config.root.read_only else 0
+    own_proc = ("/proc",) if attach.config.pid_mode == "host" else ()
+    trees += [
+        Tree(f"host {path}", path, "outside", attributes=read_only, required=False)
+        for path in (*attach.host.native, *own_proc)
+    ]
+    prefix = attach.config.root.container_path
+    return tuple(trees), tuple(
+        MountPlan(Source.TREE, tree.name, _target_of(tree, prefix), required=tree.required)
+        for tree in trees
+    )
+
+
+def _target_of(tree: Tree, prefix: str) -> str:
+    if tree.name.startswith("c:"):
+        return str(PurePosixPath(prefix + tree.path))
+    return tree.path
+
+
+def container_trees(attach: _Attach, descriptors: Descriptors, root: int) -> tuple[Tree, ...]:
+    """Plan /c: one recursive clone, or a clone a mount where ids are to be mapped."""
+    if attach.config.root.container_access == "fuse":
+        return ()
+    if not shows_mapped_ids(attach):
+        return (Tree("c:/", "/", "inside", beneath=root, attributes=GUARDED),)
+    outside, inside = mapping_namespaces(attach.target)
+    candidates = (
+        descriptors.add(-1, "user namespace that maps the host's ids back", outside),
+        descriptors.add(-1, "user namespace that keeps the container's ids", inside),
+    )
+    return tuple(
+        Tree(f"c:{path}", path, "inside", beneath=root, recursive=False, attributes=GUARDED,
+             idmap_userns=candidates, required=path == "/")
+        for path in container_mount_points(attach.target)
+    )  # fmt: skip
+
+
+def shows_mapped_ids(attach: _Attach) -> bool:
+    """Tell whether /c is to show the container's ids while the shell has the host's."""
+    return (
+        attach.config.root.container_access in ("auto", "idmapped")
+        and attach.host.privileged
+        and not attach.joins_user_namespace
+        and not attach.target.namespaces["user"].is_ours
+    )
+
+
+def mapping_namespaces(target: Snapshot) -> tuple[tuple[IdMap, IdMap], tuple[IdMap, IdMap]]:
+    """Return (uid, gid) maps of the two candidate namespaces: an idmapped mount looks up the id
+    of the file system as inside and shows the outside one.
+    """
+    reversed_maps = (_reverse(target.uid_map), _reverse(target.gid_map))
+    kept_maps = (_keep(target.uid_map), _keep(target.gid_map))
+    return reversed_maps, kept_maps
+
+
+def _reverse(id_map: IdMap) -> IdMap:
+    return tuple(IdRange(inside=r.outside, outside=r.inside, count=r.count) for r in id_map)
+
+
+def _keep(id_map: IdMap) -> IdMap:
+    return tuple(IdRange(inside=r.inside, outside=r.inside, count=r.count) for r in id_map)
+
+
+def container_mount_points(target: Snapshot) -> tuple[str, ...]:
+    """Return the target's mount points, parents first, without those below /proc, /dev, /sys."""
+    points = {
+        mount.mount_point
+        for mount in target.mounts
+        if not any(_is_below(mount.mount_point, above) for above in KERNEL_DIRECTORIES)
+    }
+    return tuple(sorted(points | {"/"}))
+
+
+def _is_below(path: str, above: str) -> bool:
+    return path == above or path.startswith(f"{above}/")
+
+
+def bound_paths(attach: _Attach) -> tuple[str, ...]:
+    """Return the container's paths that replace the host's, of those that exist there."""
+    wanted = attach.config.root.from_container
+    if attach.config.pid_mode != "join":
+        wanted = tuple(path for path in wanted if path != "/proc")
+    return tuple(path for path in wanted if path in attach.host.existing)
+
+
+def plan_hostfs(attach: _Attach) -> HostfsOptions:
+    """Plan the FUSE server: the host's tree, with a fixed mount point for all that is mounted."""
+    config, target, host = attach.config, attach.target, attach.host
+    paths = [config.root.container_path, *KERNEL_DIRECTORIES, *bound_paths(attach), *host.native]
+    directories = {*KERNEL_DIRECTORIES, config.root.container_path, *host.native}
+    mountpoints = tuple(
+        Mountpoint(path, path in directories or path in host.directories)
+        for path in dict.fromkeys(paths)
+    )
+    maps_ids = attach.joins_user_namespace
+    return HostfsOptions(
+        source=config.root.source,
+        read_only=config.root.read_only,
+        mountpoints=mountpoints,
+        uid_map=target.uid_map if maps_ids else IDENTITY,
+        gid_map=target.gid_map if maps_ids else IDENTITY,
+        container_root_fd=target.root_fd if attach.routes else None,
+        container_path=container_path(target) if attach.routes else (),
+        program=host.vessel if attach.routes else b"",
+        vessel=host.vessel if attach.routes else None,
+    )
+
+
+def container_path(target: Snapshot) -> tuple[str, ...]:
+    """Return the directories of the container's own PATH."""
+    variables = dict(entry.split("=", 1) for entry in target.environment if "=" in entry)
+    path = variables.get("PATH", DEFAULT_PATH)
+    return tuple(directory for directory in path.split(":") if directory.startswith("/"))
+
+
+def plan_supervisor(attach: _Attach) -> SupervisorOptions | None:
+    """Plan supervision and, where it is wanted and possible, routing."""
+    config, target, host = attach.config, attach.target, attach.host
+    if config.supervise == "off":
+        return None
+    if not attach.routes:
+        return SupervisorOptions(mode=config.supervise)
+    routing = Routing(
+        container_root_fd=target.root_fd,
+        namespace_fds=vessel_joins(attach),
+        chroot=not target.root_is_namespace_root,
+        container_path=container_path(target),
+        environment=target.environment,
+        cwd=target.cwd,
+        calls=credentials.calls(target.credentials, host.last_capability),
+        container_prefix=config.root.container_path,
+        bound=tuple(path for path in bound_paths(attach) if path in KERNEL_DIRECTORIES),
+        oom_score_adj=target.oom_score_adj,
+        source=config.root.source,
+    )
+    return SupervisorOptions(mode=config.supervise, routing=routing)
+
+
+def vessel_joins(attach: _Attach) -> tuple[tuple[int, int], ...]:
+    """Return what a routed program joins: its mount namespace, and where the shell is not in the
+    target's already, the others; the user namespace last.
+    """
+    shell = {kind: reference.inode for kind, reference in joined(attach).items()}
+    shell = {**attach.host.namespaces, **shell, "mnt": 0}
+    return tuple(
+        (attach.target.namespaces[kind].fd, flag)
+        for kind, flag in FLAGS.items()
+        if kind in attach.target.namespaces and kind != "pid"
+        if attach.target.namespaces[kind].inode != shell.get(kind)
+    )
+
+
+def plan_init(attach: _Attach, mount_plans: tuple[MountPlan, ...]) -> InitConfig:
+    """Plan stage 2: FUSE root, mounts, terminal, filter, the shell as the user."""
+    config, host = attach.config, attach.host
+    mounts = mount_plans
+    if config.pid_mode == "new":
+        mounts = (*mounts, MountPlan(Source.NEW, "proc", "/proc", kind="proc"))
+    prefix = config.root.container_path
+    supervised = config.supervise != "off"
+    return InitConfig(
+        process=plan_process(attach),
+        root=Root.FUSE,
+        mounts=mounts,
+        unmounts=tuple(f"{prefix}{path}" for path in KERNEL_DIRECTORIES),
+        new_pid_namespace=config.pid_mode == "new",
+        reaper=True,
+        seccomp_notify=host.filter_program if supervised else b"",
+        vessel=VESSEL if supervised and attach.routes else "",
+        last_capability=host.last_capability,
+        rootless=not host.privileged,
+    )
+
+
+def plan_process(attach: _Attach) -> Process:
+    """Plan the shell: the person's, with their home and history, and the container's PATH added."""
+    config, host, person = attach.config, attach.host, attach.host.person
+    rights = Credentials()
+    if host.privileged and person.uid != os.geteuid():
+        rights = Credentials(uid=person.uid, gid=person.gid, groups=person.groups)
+    return Process(
+        argv=tuple(config.command) or (shell_of(attach), "-l"),
+        env=tuple(f"{name}={value}" for name, value in environment_of(attach).items()),
+        cwd=config.cwd or host.cwd,
+        cwd_fallback=config.cwd or person.home,
+        credentials=rights,
+        terminal=host.interactive if config.terminal == "auto" else config.terminal,
+    )
+
+
+def shell_of(attach: _Attach) -> str:
+    """Return $SHELL where it is the person's own environment, else their login shell."""
+    host = attach.host
+    own = host.environment.get("USER", host.person.name) == host.person.name
+    return host.environment.get("SHELL", host.person.shell) if own else host.person.shell
+
+
+def environment_of(attach: _Attach) -> dict[str, str]:
+    """Return the shell's environment: the invoker's, made the person's, then the overrides."""
+    config, host, person = attach.config, attach.host, attach.host.person
+    environment = {} if config.clear_env else dict(host.environment)
+    environment |= {"HOME": person.home, "USER": person.name, "LOGNAME": person.name}
+    environment["SHELL"] = shell_of(attach)
+    if attach.routes:
+        environment["PATH"] = f"{environment.get('PATH') or DEFAULT_PATH}:{PROGRAMS}"
+    return environment | dict(config.env)
+
+
+def plan_notes(attach: _Attach) -> tuple[str, ...]:
+    """Return what a person at the terminal is told: one line."""
+    prefix = attach.config.root.container_path
+    writable = "read-only" if attach.config.root.read_only else "writable"
+    return (
+        f"attached to {attach.target.name}: its files are in {prefix},"
+        f" all other files are this host's and {writable}",
+    )

@@ -1,0 +1,153 @@
+"""The command line: parses, prints, maps errors to exit codes. Nothing else prints or exits.
+
+Exit codes: the program's own; 128+n when signal n ended it; 125 a launcher error, 126 the program
+cannot be executed, 127 it is not found; 124 the time limit; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.arguments import overrides, parser
+from launcher.errors import LauncherError, UsageError
+from nsstages.errors import NsstagesError, StageFailed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    try:
+        options = parser().parse_args(arguments)
+        return int(options.action(options))
+    except (LauncherError, NsstagesError) as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 128 + 13
+
+
+def _report(error: LauncherError | NsstagesError) -> int:
+    print(f"launcher: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    if isinstance(error, LauncherError):
+        return error.exit_code
+    if isinstance(error, StageFailed) and error.failure.step == "exec":
+        return 127 if error.failure.errno == errno.ENOENT else 126
+    return 125
+
+
+def launch(options: argparse.Namespace) -> int:
+    """attach, run, exec: configuration to exit status."""
+    from launcher.engine import Common, engine
+    from launcher.lifecycle import launch as run_launch
+    from nsstages.messages import MANAGER
+    from nsstages.trace import Recorder, create_sink
+
+    config = _config(options, options.engine)
+    sink = create_sink() if config.trace is not None else None
+    recorder = Recorder(MANAGER, sink)
+    recorder.event("process.start", role=MANAGER, comm="launcher")
+    common = Common(options.engine, str(os.getpid()), config)
+    error: Exception | None = None
+    status: int | None = None
+    try:
+        status = run_launch(engine(options.engine), common, recorder, print_note)
+        return exit_code(status)
+    except (LauncherError, NsstagesError) as raised:
+        error = raised
+        raise
+    finally:
+        if sink is not None:
+            code = exit_code(status) if status is not None else None
+            recorder.event("result", status=code, error=str(error or ""))
+            _write_trace(sink, config.trace, options)
+            os.close(sink)
+
+
+def exit_code(status: int) -> int:
+    """Return a shell's exit code for a wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def print_note(note: str) -> None:
+    """Tell the person at the terminal one line."""
+    if os.isatty(2):
+        print(note, file=sys.stderr)
+
+
+def _config(options: argparse.Namespace, engine: str) -> Any:
+    from launcher import config
+
+    values = config.load(options.config) if options.config else {}
+    values = config.merge(values, overrides(options))
+    origin = options.config or "command line"
+    convert = {"attach": config.attach, "run": config.run, "exec": config.exec_}
+    return convert[engine](values, origin)
+
+
+def _write_trace(sink: int, path: str, options: argparse.Namespace) -> None:
+    from launcher import tracefile
+    from nsstages.trace import read_sink
+
+    about = {"engine": options.engine, "target": options.target, "command": options.command}
+    tracefile.write(path, read_sink(sink), about)
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Print the plan that would run."""
+    import json
+
+    from launcher import config
+    from launcher.engine import Common, engine
+    from launcher.lifecycle import prepare
+    from launcher.plan import describe
+
+    name = options.engine
+    if name is None:
+        values = config.load(options.config) if options.config else {}
+        name = "attach" if options.target or "target" in values else "run"
+    operations = engine(name)
+    try:
+        plan = prepare(operations, Common(name, "explain", _config(options, name)))
+        print(json.dumps(describe(plan), indent=2))
+    finally:
+        operations.cleanup_container(None, None)
+    return 0
+
+
+def schema(options: argparse.Namespace) -> int:
+    """Print the JSON Schema of a configuration file."""
+    import json
+
+    from launcher import config
+
+    print(json.dumps(config.schema(options.name), indent=2))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print a trace as tables."""
+    from launcher import tracefile
+    from launcher.report import render
+
+    print(render(tracefile.read(options.file)), end="")
+    return 0
+
+
+def diagram(options: argparse.Namespace) -> int:
+    """Print a trace as a sequence diagram."""
+    from launcher import tracefile
+    from launcher.diagram import model, text
+
+    print(text.render(model.build(tracefile.read(options.file).events)), end="")
+    return 0
+
+
+__all__ = ["UsageError", "main"]

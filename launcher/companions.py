@@ -1,0 +1,111 @@
+"""The manager's two companions, the FUSE server and the supervisor: forked early, ended last.
+
+Two processes, not two threads: a tracer that reads memory backed by a FUSE file would wait for
+itself. Both are forked before the pipeline and do their slow imports while it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from launcher.hostfs.options import HostfsOptions
+from launcher.supervisor.options import SupervisorOptions
+from nsstages.channel import Channel, Message, pair
+from nsstages.errors import Failure, PeerDied, StageFailed
+from nsstages.isolation import exit_status_text
+from nsstages.messages import COMM, FUSE, MANAGER, SUPERVISOR, Word
+from nsstages.process import run_to_exit
+from nsstages.trace import Recorder
+
+
+@dataclass(slots=True)
+class Companion:
+    """A companion process: ``name`` of messages.py, and the manager's channel to it."""
+
+    name: str
+    pid: int
+    pidfd: int
+    channel: Channel
+    status: int | None = None
+
+    def ask(self, word: Word, fds: Iterable[int], answer: Word, timeout: float) -> Message:
+        """Say ``word`` and wait for ``answer``; a dead companion is named with how it died."""
+        try:
+            self.channel.send(word, {}, tuple(fds))
+            return self.channel.expect(answer, timeout=timeout)
+        except PeerDied as error:
+            raise self.death(f"before {answer}") from error
+
+    def death(self, when: str) -> StageFailed:
+        """Return the failure that says how this companion died."""
+        self.wait(1.0)
+        how = "closed its channel" if self.status is None else exit_status_text(self.status)
+        return StageFailed(Failure(self.name, when, text=f"died ({how})"))
+
+    def is_dead(self) -> bool:
+        """Tell whether the process has ended."""
+        return self.wait(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end and reap; tell whether it came in time."""
+        if self.status is not None:
+            return True
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        if not poller.poll(seconds * 1000):
+            return False
+        _, self.status = os.waitpid(self.pid, 0)
+        return True
+
+    def end(self, grace: float) -> None:
+        """Close the channel, which asks it to end; kill it after ``grace`` seconds."""
+        self.channel.close()
+        if not self.wait(grace):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.wait(5.0)
+        os.close(self.pidfd)
+
+
+def start_fuse_server(options: HostfsOptions, recorder: Recorder, keep: Iterable[int]) -> Companion:
+    """Fork the FUSE server; it lives in the host's namespaces and waits for the device."""
+
+    def serve(channel: Channel, own: Recorder) -> None:
+        from launcher.hostfs.server import serve
+
+        serve(channel, options, own)
+
+    return _start(FUSE, serve, recorder, keep)
+
+
+def start_supervisor(
+    options: SupervisorOptions, recorder: Recorder, keep: Iterable[int]
+) -> Companion:
+    """Fork the supervisor; it waits for the listener of the process to supervise."""
+
+    def supervise(channel: Channel, own: Recorder) -> None:
+        from launcher.supervisor.loop import supervise
+
+        supervise(channel, options, own)
+
+    return _start(SUPERVISOR, supervise, recorder, keep)
+
+
+def _start(
+    name: str,
+    job: Callable[[Channel, Recorder], None],
+    recorder: Recorder,
+    keep: Iterable[int],
+) -> Companion:
+    ours, theirs = pair()
+    pid = os.fork()
+    if not pid:
+        own = recorder.for_process(name)
+        up = Channel(theirs, name, MANAGER, own)
+        kept = [fd for fd in (*keep, own.sink) if fd is not None and fd != -1]
+        run_to_exit(lambda: job(up, own), up, COMM[name], kept)
+    theirs.close()
+    return Companion(name, pid, os.pidfd_open(pid), Channel(ours, MANAGER, name, recorder))

@@ -1,0 +1,306 @@
+"""One launch as the manager runs it: companions, pipeline, start gate, waiting, the end.
+
+The manager's only event loop is here. Every wait watches the processes that could die meanwhile,
+and `end` leaves no process of the launch behind, whatever state it was in.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Final
+
+from launcher import new_cgroups
+from launcher.companions import Companion, start_fuse_server, start_supervisor
+from launcher.errors import LauncherError
+from launcher.phases import privileged
+from launcher.plan import Plan
+from launcher.signals import Signals
+from launcher.terminal import Pump, RawTerminal
+from launcher.user_namespaces import user_namespace_with
+from nsstages import cgroups, mounts, pipeline
+from nsstages.channel import close_all
+from nsstages.errors import Failure, PeerDied, StageFailed
+from nsstages.isolation import exit_status_text
+from nsstages.messages import COMM, INIT, Word
+from nsstages.pipeline import Pipeline
+from nsstages.trace import Recorder
+
+_SERVING_SECONDS: Final = 30.0
+_GRACE_SECONDS: Final = 1.0
+
+
+class TargetDied(LauncherError):
+    """The container ended while the program was running in it."""
+
+    exit_code = 137
+
+
+class TimeLimit(LauncherError):
+    """The program ran longer than the configuration's ``timeout``."""
+
+    exit_code = 124
+
+
+class Session:
+    """A launch in progress. Methods are called in their order, `end` always."""
+
+    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+        self.plan = plan
+        self.recorder = recorder
+        self.fuse: Companion | None = None
+        self.supervisor: Companion | None = None
+        self.pipeline: Pipeline | None = None
+        self.pump: Pump | None = None
+        self.program_pidfd = -1
+        self.status: int | None = None
+        self._companions: list[Companion] = []
+        self._cgroups: list[str] = []
+
+    def start(self) -> int:
+        """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
+        plan = self.plan
+        if plan.hostfs is not None:
+            keep = [plan.hostfs.container_root_fd or -1]
+            self.fuse = start_fuse_server(plan.hostfs, self.recorder, keep)
+            self._companions.append(self.fuse)
+        if plan.supervisor is not None:
+            keep = list(plan.supervisor.descriptors())
+            self.supervisor = start_supervisor(plan.supervisor, self.recorder, keep)
+            self._companions.append(self.supervisor)
+        self.pipeline = self._start_pipeline()
+        device = self.pipeline.receive_fuse_device() if plan.bootstrap.fuse else -1
+        try:
+            pid = self.pipeline.receive_pids()
+            if self.fuse is not None:
+                # After the pids: the server's slow imports run beside the pipeline's work.
+                self.fuse.ask(Word.FUSE_FD, [device], Word.FUSE_SERVING, _SERVING_SECONDS)
+        finally:
+            if device != -1:
+                os.close(device)
+        return pid
+
+    def _start_pipeline(self) -> Pipeline:
+        made: list[int] = []
+        fds = []
+        try:
+            for descriptor in self.plan.descriptors:
+                if descriptor.maps is not None:
+                    made.append(user_namespace_with(*descriptor.maps))
+                if descriptor.new_cgroup:
+                    self._cgroups.append(descriptor.new_cgroup)
+                    made.append(new_cgroups.create(descriptor.new_cgroup))
+                fds.append(descriptor.fd if descriptor.fd != -1 else made[-1])
+            return pipeline.start(self.plan.bootstrap, fds, self.recorder)
+        finally:
+            close_all(made)
+
+    @privileged
+    def create(self, pid: int) -> None:
+        """Move stage 2 into the target's cgroups, configure it, serve it until it is READY.
+
+        Into the cgroup only now, after FUSE is mounted: a devices cgroup refuses /dev/fuse.
+        """
+        stages = self._stages()
+        enter_cgroups(self.plan.cgroup_directories, pid)
+        fds = [descriptor.fd for descriptor in self.plan.config_descriptors]
+        stages.configure(self.plan.init, fds)
+        while self.program_pidfd == -1:
+            self._serve_request(stages)
+
+    def _serve_request(self, stages: Pipeline) -> None:
+        words = (Word.MOUNT_FD_PLS, Word.TERMINAL, Word.SUPERVISE_PLS, Word.READY)
+        try:
+            message = stages.init.expect(*words, timeout=self.plan.init.timeout)
+        except PeerDied as error:
+            raise self._cause(stages.death_of_init(error)) from error
+        except StageFailed as error:
+            raise self._cause(error) from error
+        if message.word is Word.MOUNT_FD_PLS:
+            self._send_mount(stages, str(message.payload["source"]))
+        elif message.word is Word.TERMINAL:
+            self.pump = Pump(message.fds[0])
+        elif message.word is Word.SUPERVISE_PLS:
+            self._hand_over(stages, message.fds)
+        else:
+            self.program_pidfd = message.fds[0]
+
+    def _send_mount(self, stages: Pipeline, source: str) -> None:
+        with self.recorder.step(f"clone {source} for stage 2", "open_tree"):
+            fd = mounts.clone_tree(source)
+        stages.init.send(Word.MOUNT_FD, {}, [fd])
+        os.close(fd)
+
+    def _hand_over(self, stages: Pipeline, fds: tuple[int, ...]) -> None:
+        if self.supervisor is None:
+            raise StageFailed(Failure(INIT, "get supervised", text="no supervisor in the plan"))
+        try:
+            self.supervisor.ask(Word.SUPERVISE_PLS, fds, Word.SUPERVISE_ACK, 30.0)
+        finally:
+            close_all(fds)
+        stages.init.send(Word.SUPERVISE_ACK)
+
+    def _cause(self, error: StageFailed) -> StageFailed:
+        """Prefer a dead companion to what its death made of stage 2."""
+        for companion in self._companions:
+            if companion.wait(0.05):
+                return companion.death(f"before {error.failure.step}")
+        return error
+
+    def program_pid(self) -> int:
+        """Return the program's pid, as the host counts: its pidfd knows."""
+        for line in Path(f"/proc/self/fdinfo/{self.program_pidfd}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+        return -1
+
+    def release(self) -> None:
+        """Open the start gate; return when the program's exec succeeded."""
+        stages = self._stages()
+        stages.init.send(Word.RUN)
+        try:
+            stages.init.expect(Word.STARTED, timeout=self.plan.init.timeout)
+        except PeerDied as error:
+            # End of file: stage 2 became the program, or died before. Its name tells.
+            comm = Path(f"/proc/{stages.stage2_pid}/comm").read_text().rstrip("\n")
+            if self.plan.init.reaper or comm == COMM[INIT]:
+                raise self._cause(stages.death_of_init(error)) from error
+        except StageFailed as error:
+            raise self._cause(error) from error
+
+    def monitor(self) -> int:
+        """Forward signals and terminal until the program ends; return its wait status."""
+        raw = RawTerminal() if self.pump is not None and os.isatty(0) else nullcontext()
+        with Signals(forward=self.plan.forward_signals) as signals, raw:
+            deadline = time.monotonic() + self.plan.time_limit if self.plan.time_limit else None
+            if self.pump is not None:
+                self.pump.resize()
+            while self.status is None:
+                self._wait_for_event(signals, deadline)
+            if self.pump is not None:
+                self.pump.drain(_GRACE_SECONDS)
+        return self.status
+
+    def _wait_for_event(self, signals: Signals, deadline: float | None) -> None:
+        stages = self._stages()
+        poller = select.poll()
+        poller.register(signals, select.POLLIN)
+        if self.plan.init.reaper:
+            poller.register(stages.init, select.POLLIN)
+        for companion in self._companions:
+            poller.register(companion.pidfd, select.POLLIN)
+        if self.plan.target_pidfd != -1:
+            poller.register(self.plan.target_pidfd, select.POLLIN)
+        pumped = dict(self.pump.descriptors()) if self.pump is not None else {}
+        for fd, events in pumped.items():
+            poller.register(fd, events)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(poller.poll(left))
+        if not ready and deadline is not None and time.monotonic() >= deadline:
+            raise TimeLimit(f"the time limit of {self.plan.time_limit:g} s is over")
+        for fd in pumped.keys() & ready.keys():
+            if self.pump is not None:
+                self.pump.handle(fd, ready[fd])
+        if signals.fileno() in ready:
+            self._handle_signals(signals)
+        self._notice_ends(stages, ready)
+
+    def _handle_signals(self, signals: Signals) -> None:
+        for number in signals.read():
+            if number == signal.SIGWINCH:
+                if self.pump is not None:
+                    self.pump.resize()
+            elif number != signal.SIGCHLD:
+                try:
+                    signal.pidfd_send_signal(self.program_pidfd, number)
+                except ProcessLookupError:
+                    continue
+
+    def _notice_ends(self, stages: Pipeline, ready: dict[int, int]) -> None:
+        if stages.init.fileno() in ready:
+            self._read_exit(stages)
+        elif not self.plan.init.reaper:
+            done, status = os.waitpid(stages.stage2_pid, os.WNOHANG)
+            if done:
+                stages.stage2_pid = 0
+                self.status = status
+        if self.status is not None:
+            return
+        for companion in self._companions:
+            if companion.pidfd in ready:
+                raise companion.death("while the program was running")
+        if self.plan.target_pidfd in ready:
+            raise TargetDied(f"{self.plan.target_name} has exited")
+
+    def _read_exit(self, stages: Pipeline) -> None:
+        try:
+            message = stages.init.expect(Word.EXITED, timeout=_GRACE_SECONDS)
+        except PeerDied as error:
+            self._raise_if_target_died()
+            raise self._cause(stages.death_of_init(error)) from error
+        self.status = int(message.payload["status"])
+
+    def _raise_if_target_died(self) -> None:
+        """A container's end takes stage 2 along, with its PID namespace."""
+        if self.plan.target_pidfd == -1:
+            return
+        poller = select.poll()
+        poller.register(self.plan.target_pidfd, select.POLLIN)
+        if poller.poll(200):
+            raise TargetDied(f"{self.plan.target_name} has exited")
+
+    def end(self) -> None:
+        """End every process of this launch and close what the session opened."""
+        if self.pipeline is not None:
+            self._end_program(self.pipeline)
+        if self.supervisor is not None:
+            self.supervisor.end(_GRACE_SECONDS)
+        if self.pipeline is not None:
+            self.pipeline.abort()
+        if self.fuse is not None:
+            self.fuse.end(_GRACE_SECONDS)
+        if self.pump is not None:
+            self.pump.close()
+        if self.program_pidfd != -1:
+            os.close(self.program_pidfd)
+        for directory in reversed(self._cgroups):
+            new_cgroups.remove(directory)
+
+    def _end_program(self, stages: Pipeline) -> None:
+        """Let a reaper kill what is below it: end of file on its channel asks it to."""
+        stages.init.close()
+        if stages.stage2_pid and self.plan.init.reaper:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while time.monotonic() < deadline:
+                if os.waitpid(stages.stage2_pid, os.WNOHANG)[0]:
+                    stages.stage2_pid = 0
+                    return
+                time.sleep(0.002)
+
+    def _stages(self) -> Pipeline:
+        if self.pipeline is None:
+            raise RuntimeError("the session was not started")
+        return self.pipeline
+
+
+@privileged
+def enter_cgroups(directories: tuple[str, ...], pid: int) -> None:
+    """Move ``pid`` into each cgroup directory of the host's view."""
+    fds = []
+    try:
+        fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in directories]
+        cgroups.enter(fds, pid)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}"
+        raise StageFailed(
+            Failure("manager", "move stage 2 into the cgroup", "write", error.errno or 0, text)
+        ) from error
+    finally:
+        close_all(fds)
+
+
+__all__ = ["Session", "TargetDied", "TimeLimit", "exit_status_text"]
