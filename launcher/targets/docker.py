@@ -28,9 +28,9 @@ def _look_up(name: str) -> Found | None:
         return None
     if "prefix" in message:  # "multiple IDs found with provided prefix: ..."
         raise AmbiguousTarget(name, [f"every docker container whose id starts with {name}"])
-    if status != 200:
-        raise EngineUnavailable(_NAME, f"answered {status}: {message}")
     container = dig(answer, str, "Name").removeprefix("/")
+    if status != 200 or not container:
+        raise EngineUnavailable(_NAME, f"answered {status}: {message}")
     pid = dig(answer, int, "State", "Pid")
     if not pid or not dig(answer, bool, "State", "Running"):
         state = dig(answer, str, "State", "Status")

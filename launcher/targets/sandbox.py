@@ -43,7 +43,7 @@ class State:
 def write_state(name: str, pid: int, start_time: int, command: Sequence[str]) -> None:
     """Record a running container. The manager calls it once its first process exists.
 
-    Raises LauncherError when a running container has the name already.
+    Raises LauncherError when a running container has the name already or there is no safe place.
     """
     if not is_plain_name(name) or name.isdigit():
         raise LauncherError(f"{name!r} cannot be the name of a container")
@@ -60,7 +60,7 @@ def write_state(name: str, pid: int, start_time: int, command: Sequence[str]) ->
 
 def remove_state(name: str, pid: int) -> None:
     """Forget the container ``name`` if it is still ``pid``'s; doing so twice is no error."""
-    with suppress(EngineUnavailable), _directory(create=False) as directory_fd:
+    with suppress(FileNotFoundError), _directory(create=False) as directory_fd:
         fcntl.flock(directory_fd, fcntl.LOCK_EX)
         state = _decode(directory_fd, name + _SUFFIX)
         if state is not None and state.pid == pid:
@@ -69,7 +69,7 @@ def remove_state(name: str, pid: int) -> None:
 
 def list_states() -> tuple[State, ...]:
     """Return this user's running containers by name; stale states are removed."""
-    with suppress(EngineUnavailable), _directory(create=False) as directory_fd:
+    with suppress(FileNotFoundError), _directory(create=False) as directory_fd:
         fcntl.flock(directory_fd, fcntl.LOCK_EX)
         names = sorted(name for name in os.listdir(directory_fd) if name.endswith(_SUFFIX))
         return tuple(state for name in names if (state := _read(directory_fd, name)))
@@ -93,18 +93,22 @@ def _path() -> str:
 
 @contextmanager
 def _directory(*, create: bool) -> Iterator[int]:
+    """Open the directory. FileNotFoundError without one, EngineUnavailable if it is not ours."""
     path = _path()
-    if create:
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
     try:
+        if create:
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise EngineUnavailable(_NAME, f"{path}: {error.strerror}") from error
     try:
         facts = os.fstat(fd)
         if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) & 0o077:
-            raise LauncherError(
+            raise EngineUnavailable(
+                _NAME,
                 f"{path} does not belong to user {os.geteuid()} alone",
                 hint=f"make it owned by user {os.geteuid()} with mode 0700, or remove it",
             )
