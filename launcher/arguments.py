@@ -6,7 +6,8 @@ Options override the configuration file key by key; an option that is not given 
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import PackageNotFoundError, version
+import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 _TEXT: Final = "not a security boundary by itself: docs/explanation says what is promised"
@@ -37,11 +38,23 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_rest: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             number = version("nslauncher")
         except PackageNotFoundError:
             number = "unknown (not installed)"
         parser.exit(message=f"launcher {number}\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; what stands after the first `--` is the command, untouched."""
+    words = list(arguments)
+    command = words[words.index("--") + 1 :] if "--" in words else []
+    options = parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    if command:
+        options.command = command
+    return options
 
 
 def _action(name: str) -> Any:
@@ -135,16 +148,12 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     if given.get("read_only"):
         values["root"] = {"read_only": True}
     if "trace" in values:
-        import os
-
         values["trace"] = os.path.abspath(values["trace"])
     return values
 
 
 def _variable(entry: str) -> tuple[str, str]:
     """K=V sets V; K alone takes this process's own value, as docker's -e does."""
-    import os
-
     name, equals, value = entry.partition("=")
     return name, value if equals else os.environ.get(name, "")
 

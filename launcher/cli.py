@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.arguments import overrides, parser
+from launcher.arguments import overrides, parse
 from launcher.errors import LauncherError, UsageError
 from nsstages.errors import NsstagesError, StageFailed
 
@@ -21,7 +21,7 @@ from nsstages.errors import NsstagesError, StageFailed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     try:
-        options = parser().parse_args(arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         return int(options.action(options))
     except (LauncherError, NsstagesError) as error:
         return _report(error)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nsstages.errors import Failure
+from nsstages.isolation import exit_status_text
 from nsstages.messages import CHILD, FUSE, INIT, MANAGER, PARENT, SUPERVISOR, Word
 
 PROGRAM: Final = "program"
@@ -74,6 +75,13 @@ def name_of_errno(number: int) -> str:
     return errno_module.errorcode.get(number, str(number))
 
 
+def printable(text: str) -> str:
+    """Escape control characters and broken UTF-8: a container names its files as it likes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def duration_text(microseconds: float) -> str:
     """Return a duration for people: `36µs`, `1.2ms`, `3.40s`."""
     if microseconds < 1000:
@@ -83,9 +91,14 @@ def duration_text(microseconds: float) -> str:
     return f"{microseconds / 1_000_000:.2f}s"
 
 
-def payload_text(payload: Mapping[str, Any]) -> str:
-    """Return a small payload as `key value`, "" for one that is too large for a line."""
-    values = [v for v in payload.values() if isinstance(v, (int, str))]
+def word_note(event: Event) -> str:
+    """Return what a word carries, as `key value`; "" when it is too much for a line."""
+    payload = event.get("payload") or {}
+    if event["word"] == Word.FAILED:
+        return str(Failure.from_payload(payload))
+    if event["word"] == Word.EXITED:
+        return exit_status_text(payload.get("status", 0))
+    values = [value for value in payload.values() if isinstance(value, (int, str))]
     if len(payload) > 3 or len(values) < len(payload):
         return ""
     return " ".join(f"{key} {value}" for key, value in payload.items())

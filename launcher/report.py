@@ -6,22 +6,27 @@ a picture.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from launcher.recorded import (
+    PROGRAM,
     Event,
+    Participant,
     duration_text,
     failure_of,
     has_program,
     name_of_errno,
     participants,
-    payload_text,
+    printable,
     program_pid,
+    word_note,
 )
 from nsstages.idmap import IDENTITY, parse
 from nsstages.isolation import exit_status_text
+from nsstages.messages import Word
 
 WIDTH: Final = 100
 _KINDS: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
@@ -43,29 +48,38 @@ def render(events: Sequence[Event], about: Mapping[str, Any] | None = None) -> s
         ("Execs", _execs),
         ("Exits", _exits),
     )
-    parts = [_table("Run", list(_run(events, about or {})), has_heads=False)]
+    parts = [_summary(events, about or {})]
     parts += [_table(title, list(rows_of(events))) for title, rows_of in sections]
     return "\n".join(part for part in parts if part)
 
 
-def _table(title: str, rows: list[Row], *, has_heads: bool = True) -> str:
+def _table(title: str, rows: list[Row]) -> str:
     """Lay out ``rows``, the first of which are the heads; cut only the last column."""
-    if len(rows) <= has_heads:
+    if len(rows) <= 1:
         return ""
-    texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)][:-1]
     lines = []
     for row in texts:
         padded = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-        line = _printable("  " + "  ".join([*padded, row[-1]]).rstrip())
+        line = ("  " + "  ".join([*padded, row[-1]])).rstrip()
         lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
     return "\n".join([title, *lines]) + "\n"
 
 
-def _printable(text: str) -> str:
-    """Escape control characters: a container names its files as it likes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-                   for c in text)  # fmt: skip
+def _summary(events: Sequence[Event], about: Mapping[str, Any]) -> str:
+    """Return the first section, where nothing is cut: the failure must be readable."""
+    lines = ["Run"]
+    for key, value in _run(events, about):
+        label = f"  {key:<10}"
+        lines += textwrap.wrap(
+            printable(str(value)),
+            WIDTH,
+            initial_indent=label,
+            subsequent_indent=" " * len(label),
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _milliseconds(event: Event, events: Sequence[Event]) -> str:
@@ -76,7 +90,7 @@ def _of_kind(events: Sequence[Event], *kinds: str) -> list[Event]:
     return [event for event in events if event["kind"] in kinds]
 
 
-def _run(events: Sequence[Event], about: Mapping[str, Any]) -> Iterator[Row]:
+def _run(events: Sequence[Event], about: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for key, value in about.items():
         if key not in ("trace", "version"):
             yield key, " ".join(map(str, value)) if isinstance(value, list) else value
@@ -108,7 +122,7 @@ def _run(events: Sequence[Event], about: Mapping[str, Any]) -> Iterator[Row]:
 def _processes(events: Sequence[Event]) -> Iterator[Row]:
     yield "process", "pid", "inside", "ps name", "from ms", "to ms", "end"
     for participant in participants(events):
-        own = [event for event in events if event["process"] == participant.name]
+        own = _events_of(participant, events)
         start = next(iter(_of_kind(own, "process.start")), {})
         yield (
             participant.name,
@@ -121,14 +135,30 @@ def _processes(events: Sequence[Event]) -> Iterator[Row]:
         )
 
 
+def _events_of(participant: Participant, events: Sequence[Event]) -> list[Event]:
+    """Return what tells of a process; of the program others do."""
+    if participant.name != PROGRAM:
+        return [event for event in events if event["process"] == participant.name]
+    words = (Word.STARTED, Word.EXITED)
+    return [
+        event
+        for event in events
+        if (event["kind"] == "word.sent" and event["word"] in words)
+        or (event["kind"] in ("exec", "exit") and event.get("subject") == participant.pid)
+    ]
+
+
 def _end_of(name: str, pid: int | None, events: Sequence[Event]) -> str | None:
     for event in reversed(events):
         if event["kind"] == "process.end" and event["process"] == name:
             return f"exit {event.get('status')}"
         if event["kind"] == "exit" and event.get("subject") == pid:
             return exit_status_text(event.get("status", 0))
+        if name == PROGRAM and event.get("word") == Word.EXITED:
+            return exit_status_text(event["payload"].get("status", 0))
         if event["kind"] == "failed" and event.get("stage") == name:
-            return "failed"
+            text = str(event.get("text"))
+            return text if text.startswith("died") else "failed"
         if event["kind"] == "result" and event["process"] == name:
             return f"exit {event.get('status')}"
     return None
@@ -180,10 +210,13 @@ def _steps(events: Sequence[Event]) -> Iterator[Row]:
 def _words(events: Sequence[Event]) -> Iterator[Row]:
     yield "ms", "from", "to", "word", "carries"
     for event in _of_kind(events, "word.sent"):
-        carries = payload_text(event.get("payload") or {})
         yield (
-            _milliseconds(event, events), event["process"], event["peer"], event["word"], carries
-        )  # fmt: skip
+            _milliseconds(event, events),
+            event["process"],
+            event["peer"],
+            event["word"],
+            word_note(event),
+        )
 
 
 def _execs(events: Sequence[Event]) -> Iterator[Row]:

@@ -25,6 +25,21 @@ _FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "kind": (str,),
 }
 
+# What an event of a kind must have; kinds that are not here may have anything.
+_FIELDS_OF_KIND: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "process.end": {"status": (int,)},
+    "word.sent": {"peer": (str,), "word": (str,), "payload": (dict,)},
+    "word.received": {"peer": (str,), "word": (str,), "payload": (dict,)},
+    "step": {"step": (str,), "syscall": (str,), "errno": (int,), "duration_us": (int,)},
+    "state": {"namespaces": (dict,)},
+    "skipped": {"target": (str,)},
+    "exec": {"subject": (int,), "path": (str,)},
+    "fork": {"subject": (int,), "parent": (int,)},
+    "exit": {"subject": (int,), "status": (int,)},
+    "failed": {"stage": (str,), "step": (str,), "text": (str,)},
+    "result": {"status": (int,)},
+}
+
 Event = Mapping[str, Any]
 
 
@@ -105,7 +120,8 @@ def _parse_event(line: str, where: str) -> Event:
         raise TraceFileError(f"{where}: not JSON ({error})") from error
     if not isinstance(event, dict):
         raise TraceFileError(f"{where}: an event is an object, not {type(event).__name__}")
-    for field, types in _FIELDS.items():
+    wanted_fields = {**_FIELDS, **_FIELDS_OF_KIND.get(str(event.get("kind")), {})}
+    for field, types in wanted_fields.items():
         if not isinstance(event.get(field), types):
             wanted = " or ".join(kind.__name__ for kind in types)
             raise TraceFileError(f"{where}: {field}: {wanted} expected")

@@ -67,7 +67,7 @@ def open_fuse(device: int) -> int:
     The kernel wants device and mount from one user namespace, and fixes the mounter's PID
     namespace in the connection: called by stage 1, which still lives in the host's.
     """
-    options = (f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0")
+    options = (f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0", "source=launcher")
     return new_filesystem("fuse", (*options, "allow_other", "default_permissions"))
 
 

@@ -92,7 +92,7 @@ def join_namespaces(stage: _Child) -> None:
     if bootstrap.target_pidfd != -1:
         check_alive(stage.fds[bootstrap.target_pidfd])
     for join in namespaces.join_order(bootstrap.joins, rootless=bootstrap.rootless):
-        with stage.recorder.step(f"join {join.kind} namespace", "setns", kind=join.kind):
+        with stage.recorder.step(f"join {join.kind} namespace", "setns"):
             setns(stage.fds[join.fd], namespaces.FLAGS[join.kind])
         if join.kind == "mnt":
             # Now, in the namespace itself: a copy owned by another user namespace is locked.

@@ -10,7 +10,6 @@ from launcher.engine import Common, Operations
 from launcher.host import read_host, refuse_frozen
 from launcher.joins import target_spec
 from launcher.plan import Plan
-from launcher.supervisor.filters import read_filters
 from launcher.targets import find
 from launcher.targets.snapshot import Snapshot, take
 from nsstages.channel import close_all
@@ -43,6 +42,8 @@ class Attach(Operations[settings.Attach]):
         self._target = target
         refuse_frozen(target)
         if target.seccomp_mode == _SECCOMP_MODE_FILTER and self._config.routes:
+            from launcher.supervisor.filters import read_filters
+
             filters = read_filters(target.pid)
             target = self._target = dataclasses.replace(target, seccomp_filters=filters)
         host = read_host(self._config, target)
