@@ -18,7 +18,12 @@ from tests.session import Session
 
 GRACE: Final = 2.0  # seconds in which what ends by itself (a dying connection's server) may end
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_OUR_FILES: Final = ((Path("/tmp"), "launcher*"), (Path("/run"), "launcher*"))
+_OUR_FILES: Final = (  # the empty directories /run/launcher and /tmp/launcher-UID may stay
+    (Path("/run"), "launcher/*"),
+    (Path("/tmp"), "launcher-[0-9]*/*"),
+    (Path("/tmp"), "launcher[!-]*"),
+    (Path("/tmp"), "launcher-[!0-9]*"),
+)
 
 _forked: set[int] = set()
 

@@ -73,8 +73,6 @@ class Session:
         os.chmod(self.temporary, 0o1777)
 
     def is_others(self, text: str) -> bool:
-        """Tell whether a name or path belongs to another worker or another session."""
+        """Tell whether a name or path belongs to another worker, another session, or to all."""
         tokens = _TOKEN.findall(text)
-        return any(session != self.session_id for session, _ in tokens) or any(
-            worker and worker != self.worker for _, worker in tokens
-        )
+        return any(token != (self.session_id, self.worker) for token in tokens)

@@ -87,6 +87,9 @@ class Container:
             finally:
                 os.close(pidfd)
         wait_until_gone(self)
+        for hierarchy in _hierarchies():
+            with suppress(OSError):  # absent, or in use by another container
+                os.rmdir(f"{hierarchy}{self.engine.session.cgroup}")
 
 
 class Engine(ABC):
@@ -177,11 +180,17 @@ def _mounts_of(container: Container) -> Iterator[str]:
 
 def _cgroups_of(container: Container) -> Iterator[str]:
     parent = container.engine.session.session_id
-    for hierarchy in (_CGROUPS, *_CGROUPS.iterdir()):
+    for hierarchy in _hierarchies():
         for directory, subdirectories, _ in os.walk(hierarchy / parent):
             for name in subdirectories:
                 if container.identity in name:
                     yield os.path.join(directory, name)
+
+
+def _hierarchies() -> Iterator[Path]:
+    """Yield every directory that can be the root of a cgroup hierarchy, of version 1 or 2."""
+    yield _CGROUPS
+    yield from _CGROUPS.iterdir()
 
 
 def _processes_of(namespace: int) -> Iterator[int]:

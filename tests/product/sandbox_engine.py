@@ -17,6 +17,8 @@ from tests.session import Session
 
 LAUNCHER: Final = str(Path(sys.executable).with_name("launcher"))
 _START: Final = 20.0
+_NAMESPACES: Final = ("mnt", "uts", "ipc", "net", "pid")
+_MOUNTS: Final = (("proc", "/proc"), ("dev", "/dev"), ("sysfs", "/sys"), ("tmpfs", SCRATCH))
 
 
 class SandboxEngine(Engine):
@@ -34,7 +36,8 @@ class SandboxEngine(Engine):
         overlay = Overlay(self.session, wish.name)
         root = overlay.mount(wish.image, shifted=wish.userns)
         config = overlay.directory / "run.json"
-        config.write_text(json.dumps(_config(wish, str(root))))
+        cgroup = f"{self.session.cgroup}/{wish.name}"
+        config.write_text(json.dumps(_config(wish, str(root), cgroup)))
         with open(overlay.directory / "log", "wb") as log:
             process = subprocess.Popen(
                 [LAUNCHER, "run", "--config", str(config), "--", *wish.command],
@@ -68,15 +71,17 @@ class SandboxEngine(Engine):
         return int(json.loads(state.read_text())["pid"])
 
 
-def _config(wish: Wish, root: str) -> dict[str, Any]:
+def _config(wish: Wish, root: str, cgroup: str) -> dict[str, Any]:
     id_map = [{"inside": 0, "outside": OFFSET, "count": COUNT}]
-    maps = {"uid_map": id_map, "gid_map": id_map}
     return {
         "name": wish.name,
         "hostname": wish.name,
+        "namespaces": [*_NAMESPACES, *(["user"] if wish.userns else [])],
         "root": {"path": root},
-        "mounts": [{"type": "tmpfs", "target": SCRATCH}],
-        "env": {MARK: wish.name},
+        "mounts": [{"type": kind, "target": target} for kind, target in _MOUNTS],
+        "cgroup": cgroup,
+        "clear_env": True,
+        "env": {MARK: wish.name, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
         **({"user": str(wish.user)} if wish.user is not None else {}),
-        **(maps if wish.userns else {}),
+        **({"uid_map": id_map, "gid_map": id_map} if wish.userns else {}),
     }

@@ -128,6 +128,7 @@ def test_a_temporary_file_is_seen(look: Callable[[], leaks.Belongings], session:
     [
         ("/run/launcher/web", False),
         ("/sys/fs/cgroup/lt00000001/gw1", False),
+        ("/sys/fs/cgroup/lt00000001", True),
         ("/sys/fs/cgroup/lt00000001/gw2", True),
         ("/tmp/launcher-lt00000001/shared/images", True),
         ("/run/launcher/lt00000001-gw1-c4", False),
