@@ -6,6 +6,7 @@ does not see. When it dies the connection aborts, because nobody else holds the 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -18,8 +19,7 @@ import trio
 from launcher.hostfs.operations import HostOperations
 from launcher.hostfs.options import HostfsOptions
 from nsstages.channel import Channel
-from nsstages.errors import Failure, NsstagesError, PeerDied, StageFailed
-from nsstages.messages import FUSE, Word
+from nsstages.messages import Word
 from nsstages.trace import Recorder
 
 DESCRIPTOR_TIMEOUT: Final = 60.0  # seconds; the pipeline's own deadlines are shorter
@@ -33,17 +33,17 @@ _TERMINAL_SIGNALS: Final = (
 def serve(channel: Channel, options: HostfsOptions, recorder: Recorder) -> None:
     """Serve until the mount is gone or the manager is; called in the forked server process.
 
-    Waits for FUSE_FD, answers FUSE_SERVING, or FAILED when it cannot serve. Returns in any case.
+    Waits for FUSE_FD and answers FUSE_SERVING. Raises NsstagesError when it cannot serve; whoever
+    forked reports that.
     """
     _prepare_process(recorder)
-    try:
-        operations = _start(channel, options, recorder)
-    except PeerDied:
-        return
-    except NsstagesError as error:
-        failure = error.failure if isinstance(error, StageFailed) else _failure(error)
-        channel.send(Word.FAILED, failure.to_payload())
-        return
+    with recorder.step("open the host's root", "openat", source=options.source):
+        operations = HostOperations(options, recorder, capacity=_capacity())
+    device = channel.expect(Word.FUSE_FD, timeout=DESCRIPTOR_TIMEOUT).fds[0]
+    with recorder.step("start the FUSE session"):
+        _start_session(operations, device)
+    # Requests wait in the kernel until the loop below reads them: the manager can go on already
+    channel.send(Word.FUSE_SERVING)
     try:
         trio.run(_serve_until_the_end, channel)
     except Exception as error:  # noqa: BLE001 - the mount is lost whatever it was; say why
@@ -51,23 +51,11 @@ def serve(channel: Channel, options: HostfsOptions, recorder: Recorder) -> None:
     operations.close()
 
 
-def _start(channel: Channel, options: HostfsOptions, recorder: Recorder) -> HostOperations:
-    with recorder.step("open the host's root", "openat", source=options.source):
-        operations = HostOperations(options, recorder, capacity=_capacity())
-    message = channel.expect(Word.FUSE_FD, timeout=DESCRIPTOR_TIMEOUT)
-    if len(message.fds) != 1:
-        raise StageFailed(Failure(FUSE, "take the FUSE descriptor", text="none came"))
+def _start_session(operations: HostOperations, device: int) -> None:
     try:
-        pyfuse3.init(operations, f"/dev/fd/{message.fds[0]}", set())
+        pyfuse3.init(operations, f"/dev/fd/{device}", set())
     except RuntimeError as error:
-        raise StageFailed(Failure(FUSE, "start the session", text=str(error))) from error
-    # Requests wait in the kernel until the loop below reads them: the manager can go on already
-    channel.send(Word.FUSE_SERVING)
-    return operations
-
-
-def _failure(error: Exception) -> Failure:
-    return Failure(FUSE, "start serving", text=str(error))
+        raise OSError(errno.EIO, str(error)) from error
 
 
 async def _serve_until_the_end(channel: Channel) -> None:
