@@ -46,9 +46,9 @@ class Companion:
         how = "closed its channel" if self.status is None else exit_status_text(self.status)
         return StageFailed(Failure(self.name, when, text=f"died ({how})"))
 
-    def is_dead(self) -> bool:
-        """Tell whether the process has ended."""
-        return self.wait(0)
+    def ended_well(self) -> bool:
+        """Tell whether the process has ended with status 0."""
+        return self.wait(0) and self.status == 0
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end and reap; tell whether it came in time."""

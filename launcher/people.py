@@ -6,6 +6,7 @@ import os
 import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.errors import ConfigError, Problem
 
@@ -67,3 +68,18 @@ def _of_entry(entry: pwd.struct_passwd) -> Person:
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     shell = entry.pw_shell or "/bin/sh"
     return Person(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, shell)
+
+
+def subordinate_ids(path: str, user: str, uid: int) -> tuple[tuple[int, int], ...]:
+    """Return the (first, count) ranges of ``user`` in /etc/subuid or /etc/subgid."""
+    ranges = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return ()
+    for line in lines:
+        owner, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if owner in (user, str(uid)) and first.isdigit() and count.isdigit():
+            ranges.append((int(first), int(count)))
+    return tuple(ranges)

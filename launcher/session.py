@@ -191,7 +191,7 @@ class Session:
         poller.register(signals, select.POLLIN)
         if self.plan.init.reaper:
             poller.register(stages.init, select.POLLIN)
-        for companion in self._companions:
+        for companion in self._watched():
             poller.register(companion.pidfd, select.POLLIN)
         if self.plan.target_pidfd != -1:
             poller.register(self.plan.target_pidfd, select.POLLIN)
@@ -208,6 +208,12 @@ class Session:
         if signals.fileno() in ready:
             self._handle_signals(signals)
         self._notice_ends(stages, ready)
+
+    def _watched(self) -> list[Companion]:
+        """Return the companions that still run; they end well just before the program's end is
+        told: the last process has left the mount and the tree.
+        """
+        return [companion for companion in self._companions if companion.status is None]
 
     def _handle_signals(self, signals: Signals) -> None:
         for number in signals.read():
@@ -230,8 +236,8 @@ class Session:
                 self.status = status
         if self.status is not None:
             return
-        for companion in self._companions:
-            if companion.pidfd in ready:
+        for companion in self._watched():
+            if companion.pidfd in ready and not companion.ended_well():
                 raise companion.death("while the program was running")
         if self.plan.target_pidfd in ready:
             raise TargetDied(f"{self.plan.target_name} has exited")

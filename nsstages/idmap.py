@@ -6,7 +6,6 @@ directly when the kernel allows it, else through newuidmap and newgidmap.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -90,39 +89,3 @@ def _run_helper(helper: str, pid: int, id_map: IdMap) -> None:
     done = subprocess.run([helper, str(pid), *words], capture_output=True, env={}, check=False)
     if done.returncode:
         raise PermissionError(1, done.stderr.decode(errors="replace").strip(), helper)
-
-
-def subordinate_ids(path: str, user: str, uid: int) -> tuple[tuple[int, int], ...]:
-    """Return the (first, count) ranges of ``user`` in /etc/subuid or /etc/subgid."""
-    ranges = []
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return ()
-    for line in lines:
-        owner, _, rest = line.partition(":")
-        first, _, count = rest.partition(":")
-        if owner in (user, str(uid)) and first.isdigit() and count.isdigit():
-            ranges.append((int(first), int(count)))
-    return tuple(ranges)
-
-
-def has_setgroups(pid: int) -> bool:
-    """Tell whether setgroups(2) is allowed in the user namespace of ``pid``."""
-    try:
-        return Path(f"/proc/{pid}/setgroups").read_text().strip() == "allow"
-    except FileNotFoundError:
-        return True
-
-
-def read_maps(pid: int | str) -> tuple[IdMap, IdMap]:
-    """Return uid_map and gid_map of ``pid`` as this process's user namespace sees them."""
-    return (
-        parse(Path(f"/proc/{pid}/uid_map").read_text()),
-        parse(Path(f"/proc/{pid}/gid_map").read_text()),
-    )
-
-
-def current_ids() -> tuple[int, int]:
-    """Return the effective uid and gid."""
-    return os.geteuid(), os.getegid()

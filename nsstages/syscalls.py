@@ -27,13 +27,7 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
-MS_MOVE: Final = 8192
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
@@ -56,17 +50,13 @@ MOUNT_ATTR_IDMAP: Final = 0x100000
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
-RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
 PR_SET_PDEATHSIG: Final = 1
-PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
-PR_GET_SECUREBITS: Final = 27
-PR_SET_SECUREBITS: Final = 28
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
@@ -263,11 +253,6 @@ def prctl(option: int, *arguments: Argument) -> int:
 def set_name(comm: str) -> None:
     """Set the process name that `ps` shows, at most 15 bytes (PR_SET_NAME)."""
     prctl(PR_SET_NAME, comm.encode()[:15] + b"\0")
-
-
-def pidfd_getfd(pidfd: int, target_fd: int) -> int:
-    """pidfd_getfd(2), Linux 5.6: a duplicate of another process's descriptor."""
-    return _call("pidfd_getfd", pidfd, target_fd, 0)
 
 
 def close_range(first: int, last: int) -> None:

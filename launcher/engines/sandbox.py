@@ -8,7 +8,7 @@ import shutil
 from launcher import settings
 from launcher.engine import Common, Operations
 from launcher.joins import open_namespace_files
-from launcher.people import invoking_person
+from launcher.people import invoking_person, subordinate_ids
 from launcher.plan import Plan
 from launcher.run_plan import RunHost, plan_run
 from launcher.session import Session
@@ -18,7 +18,6 @@ from launcher.targets.mounts import parse_mountinfo
 from launcher.targets.process import read_stat
 from launcher.targets.users import User, look_up
 from launcher.terminal import is_interactive
-from nsstages import idmap
 from nsstages.channel import close_all
 from nsstages.credentials import last_capability
 
@@ -56,8 +55,8 @@ class Sandbox(Operations[settings.Run]):
             environment=dict(os.environ),
             cwd=os.getcwd(),
             namespace_files=files,
-            subordinate_uids=idmap.subordinate_ids("/etc/subuid", person.name, person.uid),
-            subordinate_gids=idmap.subordinate_ids("/etc/subgid", person.name, person.uid),
+            subordinate_uids=subordinate_ids("/etc/subuid", person.name, person.uid),
+            subordinate_gids=subordinate_ids("/etc/subgid", person.name, person.uid),
             newuidmap=shutil.which("newuidmap") or "",
             newgidmap=shutil.which("newgidmap") or "",
             cgroup_hierarchies=_cgroup_hierarchies(),
