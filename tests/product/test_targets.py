@@ -137,24 +137,38 @@ def test_a_frozen_container_is_noticed(
     assert frozen_directory(found) is None
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [pytest.param("docker", marks=needs.docker), pytest.param("podman", marks=needs.podman)],
-)
-def test_a_stopped_container_is_said_so(
-    start: Callable[..., Container], engine: str, monkeypatch: pytest.MonkeyPatch
+@needs.docker
+def test_a_stopped_docker_container_is_said_so(
+    start: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container that the engine knows and that has no process is not simply unknown."""
-    container = start(engine, "noshell")
-    for name, value in container.engine.environment.items():
-        monkeypatch.setenv(name, value)
-    container.engine.call(engine, "stop", "--time=0", container.name)
+    """A container that docker knows and that has no process is not simply unknown."""
+    container = start("docker", "noshell")
+    monkeypatch.setenv("DOCKER_HOST", container.engine.environment["DOCKER_HOST"])
+    container.engine.call("docker", "stop", "--time=0", container.name)
 
     try:
-        with pytest.raises(TargetNotRunning, match=f"{engine} container '{container.name}'"):
+        with pytest.raises(TargetNotRunning, match=f"'{container.name}' is not running .*exited"):
             find(container.name)
     finally:
         container.engine.remove(container)
+
+
+@needs.podman
+def test_a_created_podman_container_is_said_so(
+    engines: Engines, tmp_path: Path, unique_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that podman knows and that has no process is not simply unknown."""
+    engine = engines["podman"]
+    for name, value in engine.environment.items():
+        monkeypatch.setenv(name, value)
+    engine.call("podman", "create", f"--name={unique_name}", "--network=none",
+                "--rootfs", str(tmp_path), "/bin/true")  # fmt: skip
+
+    try:
+        with pytest.raises(TargetNotRunning, match=f"'{unique_name}' is not running"):
+            find(unique_name)
+    finally:
+        engine.call("podman", "rm", unique_name)
 
 
 @needs.podman
