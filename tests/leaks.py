@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
@@ -44,10 +44,24 @@ def record_forks() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """A process, which stays the same when it executes another program."""
+
+    pid: int
+    start: int  # in ticks since boot
+    comm: str = field(compare=False)
+    state: str = field(compare=False)
+    parent: int = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.pid} ({self.comm})" + (" is a zombie" if self.state == "Z" else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Belongings:
     """What exists at one moment and would be this worker's fault."""
 
-    processes: frozenset[str]
+    processes: frozenset[Process]
     descriptors: frozenset[str]
     mounts: frozenset[str]
     cgroups: frozenset[str]
@@ -77,44 +91,42 @@ def left_behind(before: Belongings, look: Callable[[], Belongings]) -> list[str]
 
 def _difference(before: Belongings, now: Belongings) -> list[str]:
     return [
-        f"{field.name}: {item}"
-        for field in fields(Belongings)
-        for item in sorted(getattr(now, field.name) - getattr(before, field.name))
+        f"{kind.name}: {item}"
+        for kind in fields(Belongings)
+        for item in sorted(getattr(now, kind.name) - getattr(before, kind.name), key=str)
     ]
 
 
-def _descendants(ancestor: int, keeper: int) -> Iterator[str]:
-    """Yield "pid (comm) state" of every descendant; reap adopted orphans like an init would."""
-    children: dict[int, list[tuple[int, str, str]]] = {}
+def _descendants(ancestor: int, keeper: int) -> Iterator[Process]:
+    """Yield every descendant; reap adopted orphans, as an init would."""
+    children: dict[int, list[Process]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            for pid, comm, state, parent in _stat(int(entry)):
-                children.setdefault(parent, []).append((pid, comm, state))
+        if entry.isdigit() and (process := _process(int(entry))):
+            children.setdefault(process.parent, []).append(process)
     pending = [ancestor]
     while pending:
-        parent = pending.pop()
-        for pid, comm, state in children.get(parent, ()):
-            if pid == keeper or _is_reaped(pid, state, adopted=parent == os.getpid()):
-                continue
-            pending.append(pid)
-            yield f"{pid} ({comm}) {state if state == 'Z' else ''}".rstrip()
+        for process in children.get(pending.pop(), ()):
+            if process.pid != keeper and not _is_reaped(process):
+                pending.append(process.pid)
+                yield process
 
 
-def _stat(pid: int) -> Iterator[tuple[int, str, str, int]]:
+def _process(pid: int) -> Process | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return
+        return None
     comm = text[text.index("(") + 1 : text.rindex(")")]
-    state, parent = text[text.rindex(")") + 2 :].split()[:2]
-    yield pid, comm, state, int(parent)
+    fields = text[text.rindex(")") + 2 :].split()  # from field 3 of proc(5) on
+    return Process(pid, int(fields[19]), comm, fields[0], int(fields[1]))
 
 
-def _is_reaped(pid: int, state: str, *, adopted: bool) -> bool:
-    if state != "Z" or not adopted or pid in _forked:
+def _is_reaped(process: Process) -> bool:
+    adopted = process.parent == os.getpid() and process.pid not in _forked
+    if process.state != "Z" or not adopted:
         return False
     try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
+        return os.waitpid(process.pid, os.WNOHANG)[0] == process.pid
     except ChildProcessError:
         return True
 

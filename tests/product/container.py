@@ -141,6 +141,7 @@ class Engine(ABC):
             capabilities=tuple(capabilities),
         )
         container = self.run(wish)
+        _wait_for_exec(container)
         self.live.append(container)
         return container
 
@@ -162,6 +163,14 @@ class Engine(ABC):
         if done.returncode:
             raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
         return done.stdout.strip()
+
+
+def _wait_for_exec(container: Container) -> None:
+    """Wait until the runtime's init has become the program; runc returns a moment before."""
+    deadline = time.monotonic() + _GONE
+    while Path(f"/proc/{container.pid}/comm").read_text().startswith("runc:["):
+        assert time.monotonic() < deadline, f"{container.spec} does not execute its program"
+        time.sleep(0.005)
 
 
 def wait_until_gone(container: Container) -> None:

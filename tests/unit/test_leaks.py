@@ -46,7 +46,7 @@ def test_an_unreaped_fork_is_seen(look: Callable[[], leaks.Belongings]) -> None:
 
     assert 1 == len(leaked)
     assert leaked[0].startswith(f"processes: {pid} (")
-    assert leaked[0].endswith("Z")
+    assert leaked[0].endswith("is a zombie")
 
 
 def test_a_grandchild_cannot_hide(look: Callable[[], leaks.Belongings]) -> None:
