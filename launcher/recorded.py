@@ -104,6 +104,12 @@ def word_note(event: Event) -> str:
     return " ".join(f"{key} {value}" for key, value in payload.items())
 
 
+def result_text(event: Event) -> str:
+    """Return the event of the launcher's own end as one phrase."""
+    status = event.get("status")
+    return "failed" if status is None else f"exit status {status}"
+
+
 def exec_text(event: Event) -> str:
     """Return an exec event as one phrase."""
     text = f"exec {event.get('path', '?')}"

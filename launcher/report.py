@@ -22,6 +22,7 @@ from launcher.recorded import (
     participants,
     printable,
     program_pid,
+    result_text,
     word_note,
 )
 from nsstages.idmap import IDENTITY, parse
@@ -41,7 +42,7 @@ def render(events: Sequence[Event], about: Mapping[str, Any] | None = None) -> s
     """Return the report. ``events`` are in causal order, ``about`` is the header of the file."""
     sections: tuple[tuple[str, Callable[[Sequence[Event]], Iterator[Row]]], ...] = (
         ("Processes", _processes),
-        ("Namespaces (* not the manager's)", _namespaces),
+        ("Namespaces (* differs from the first)", _namespaces),
         ("Id maps", _id_maps),
         ("Steps", _steps),
         ("Words", _words),
@@ -92,7 +93,7 @@ def _of_kind(events: Sequence[Event], *kinds: str) -> list[Event]:
 
 def _run(events: Sequence[Event], about: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for key, value in about.items():
-        if key not in ("trace", "version"):
+        if key not in ("trace", "version") and value is not None:
             yield key, " ".join(map(str, value)) if isinstance(value, list) else value
     if not events:
         yield "events", "none"
@@ -115,7 +116,7 @@ def _run(events: Sequence[Event], about: Mapping[str, Any]) -> Iterator[tuple[st
     results = _of_kind(events, "result")
     yield (
         "result",
-        f"exit status {results[-1].get('status')}" if results else "the trace ends early",
+        result_text(results[-1]) if results else "the trace ends early",
     )
 
 
@@ -160,7 +161,7 @@ def _end_of(name: str, pid: int | None, events: Sequence[Event]) -> str | None:
             text = str(event.get("text"))
             return text if text.startswith("died") else "failed"
         if event["kind"] == "result" and event["process"] == name:
-            return f"exit {event.get('status')}"
+            return result_text(event)
     return None
 
 

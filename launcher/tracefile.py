@@ -37,7 +37,7 @@ _FIELDS_OF_KIND: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "fork": {"subject": (int,), "parent": (int,)},
     "exit": {"subject": (int,), "status": (int,)},
     "failed": {"stage": (str,), "step": (str,), "text": (str,)},
-    "result": {"status": (int,)},
+    "result": {"status": (int, type(None)), "error": (str,)},
 }
 
 Event = Mapping[str, Any]
@@ -123,6 +123,6 @@ def _parse_event(line: str, where: str) -> Event:
     wanted_fields = {**_FIELDS, **_FIELDS_OF_KIND.get(str(event.get("kind")), {})}
     for field, types in wanted_fields.items():
         if not isinstance(event.get(field), types):
-            wanted = " or ".join(kind.__name__ for kind in types)
+            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
             raise TraceFileError(f"{where}: {field}: {wanted} expected")
     return event

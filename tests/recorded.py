@@ -150,7 +150,7 @@ def child_failure() -> list[Event]:
     s.event(PARENT, "failed", **failure)
     s.say(PARENT, MANAGER, Word.FAILED, **failure)
     error = "stage 1 (CHILD): join net namespace: setns: Operation not permitted [EPERM]"
-    s.event(MANAGER, "result", status=125, error=error)
+    s.event(MANAGER, "result", status=None, error=error)
     return s.trace()
 
 
@@ -170,7 +170,7 @@ def killed_stage() -> list[Event]:
     s.event(PARENT, "failed", **failure)
     s.say(PARENT, MANAGER, Word.FAILED, **failure)
     error = "stage 1 (CHILD): before RECVPID_PLS: died (SIGKILL)"
-    s.event(MANAGER, "result", status=125, error=error)
+    s.event(MANAGER, "result", status=None, error=error)
     return s.trace()
 
 

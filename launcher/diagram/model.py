@@ -22,6 +22,7 @@ from launcher.recorded import (
     name_of_errno,
     participants,
     program_pid,
+    result_text,
     word_note,
 )
 from nsstages.errors import Failure
@@ -213,9 +214,91 @@ class _Builder:
         return isinstance(last, Step) and last.failed and last.participant == name
 
     def add_result(self, event: Event) -> None:
-        self._end(
-            event["process"], f"exit status {event.get('status')}", failed=bool(event.get("error"))
-        )
+        if not event.get("error") and not any(_is_start(item, PROGRAM) for item in self.items):
+            self._end(INIT, "became the program, and ended")
+        self._end(event["process"], result_text(event), failed=bool(event.get("error")))
+
+
+_HANDLERS.get(event["kind"])
+        if handler is not None:
+            self._begin(event["process"])
+            handler(self, event)
+
+    def _begin(self, name: str, how: str = "fork") -> None:
+        if name not in self.alive and not any(_is_end(item, name) for item in self.items):
+            self.alive.add(name)
+            self.items.append(Start(_FORKED_BY.get(name, ""), name, how))
+
+    def _end(self, name: str, text: str, *, failed: bool = False) -> None:
+        if name in self.alive:
+            self.alive.remove(name)
+            self.items.append(End(name, text, failed))
+
+    def add_process_end(self, event: Event) -> None:
+        self._end(event["process"], f"exit {event.get('status', 0)}")
+
+    def add_word_sent(self, event: Event) -> None:
+        edge = (event["process"], event["peer"])
+        arrived = self.received.get(edge, [])[self.sent[edge] :][:1] == [event["word"]]
+        self.sent[edge] += 1
+        self._begin(event["peer"])
+        if event["word"] == Word.STARTED:
+            self._begin(PROGRAM, "exec")
+        if event["word"] == Word.EXITED:
+            self._end(PROGRAM, exit_status_text(event["payload"]["status"]))
+        self.items.append(Message(*edge, event["word"], word_note(event), arrived))
+
+    def add_step(self, event: Event) -> None:
+        text = event["step"]
+        if event.get("errno"):
+            text += f": {event.get('syscall') or 'failed'}: {name_of_errno(event['errno'])}"
+        else:
+            text += f", {duration_text(event.get('duration_us', 0))}"
+        self.items.append(Step(event["process"], text, bool(event.get("errno"))))
+
+    def add_skipped(self, event: Event) -> None:
+        reason = name_of_errno(event.get("errno") or 0)
+        self.items.append(Step(event["process"], f"skipped {event.get('target')}: {reason}"))
+
+    def add_state(self, event: Event) -> None:
+        now: Mapping[str, int] = event.get("namespaces") or {}
+        before = self._namespaces_before(event["process"])
+        self.namespaces[event["process"]] = now
+        changed = [kind for kind in now if before and now[kind] != before.get(kind)]
+        if changed:
+            text = f"now in other namespaces: {' '.join(changed)}"
+            if "pid" in changed and "pid_inside" in event:
+                text += f" (as pid {event['pid_inside']})"
+            self.items.append(Note(event["process"], text))
+
+    def _namespaces_before(self, name: str) -> Mapping[str, int]:
+        """Return those of the process itself or, at its first report, of its nearest ancestor."""
+        while name and name not in self.namespaces:
+            name = _FORKED_BY.get(name, "")
+        return self.namespaces.get(name, {})
+
+    def add_exec(self, event: Event) -> None:
+        self._begin(PROGRAM, "exec")
+        self.items.append(Step(PROGRAM, exec_text(event), bool(event.get("errno"))))
+
+    def add_exit(self, event: Event) -> None:
+        if event.get("subject") == self.program_pid:
+            self._end(PROGRAM, exit_status_text(event.get("status", 0)))
+
+    def add_failed(self, event: Event) -> None:
+        failure = Failure.from_payload(dict(event))
+        if failure.text.startswith("died"):
+            self._end(failure.stage, failure.text, failed=True)
+        elif failure.stage == event["process"] and not self._has_just_failed(failure.stage):
+            text = f"{failure.step}: {failure.text or name_of_errno(failure.errno)}"
+            self.items.append(Step(failure.stage, text, failed=True))
+
+    def _has_just_failed(self, name: str) -> bool:
+        last = self.items[-1] if self.items else None
+        return isinstance(last, Step) and last.failed and last.participant == name
+
+    def add_result(self, event: Event) -> None:
+        self._end(event["process"], result_text(event), failed=bool(event.get("error")))
 
 
 _HANDLERS: Final[Mapping[str, Callable[[_Builder, Event], None]]] = {
@@ -230,6 +313,10 @@ _HANDLERS: Final[Mapping[str, Callable[[_Builder, Event], None]]] = {
     "failed": _Builder.add_failed,
     "result": _Builder.add_result,
 }
+
+
+def _is_start(item: Item, name: str) -> bool:
+    return isinstance(item, Start) and item.child == name
 
 
 def _is_end(item: Item, name: str) -> bool:

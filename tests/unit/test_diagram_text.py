@@ -118,12 +118,22 @@ def test_killed_process_ends_where_its_death_was_noticed() -> None:
 def test_error_of_the_manager_alone_is_a_failure() -> None:
     """An error that no stage reported, such as a deadline, is shown too."""
     script = recorded.Script()
-    script.event(MANAGER, "result", status=125, error="manager: no PIDS within 12 s")
+    script.event(MANAGER, "result", status=None, error="manager: no PIDS within 12 s")
 
     failure = build(script.events).failure
 
     assert failure is not None
     assert "no PIDS within 12 s" in str(failure)
+
+
+def test_stage_2_that_became_the_program_ends_with_it() -> None:
+    """Without a reaper the last lane is stage 2's, and the picture says what it was."""
+    script = recorded.Script()
+    script.start(INIT)
+    script.event(MANAGER, "result", status=0, error="")
+    ends = {i.participant: i.text for i in build(script.events).items if isinstance(i, End)}
+
+    assert "became the program, and ended" == ends[INIT]
 
 
 def test_namespaces_are_noted_where_they_changed() -> None:

@@ -101,6 +101,7 @@ GOOD = '{"clock":1,"time":1.5,"process":"manager","pid":1,"kind":"x"}\n'
         (HEADER + GOOD + "7\n", "line 3: an event is an object, not int"),
         (HEADER + GOOD.replace('"pid":1', '"pid":"1"'), "line 2: pid: int expected"),
         (HEADER + GOOD.replace('"x"', '"exit"'), "line 2: subject: int expected"),
+        (HEADER + GOOD.replace('"x"', '"result"'), "line 2: error: str expected"),
         (HEADER + "\xff\xfe\n", "line 2: not JSON"),
     ],
 )
