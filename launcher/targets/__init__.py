@@ -18,7 +18,6 @@ from launcher.errors import (
     TargetNotFound,
     TargetNotRunning,
 )
-from launcher.settings import Target
 from launcher.targets.docker import DOCKER
 from launcher.targets.lookup import Engine, Found, LookUp
 from launcher.targets.pid import PID
@@ -26,7 +25,7 @@ from launcher.targets.podman import PODMAN
 from launcher.targets.runc import CRUN, RUNC
 from launcher.targets.sandbox import SANDBOX
 
-__all__ = ["ENGINES", "Found", "TargetSpec", "find", "parse_spec", "spec_of"]
+__all__ = ["ENGINES", "Found", "TargetSpec", "find", "parse_spec"]
 
 ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
     {engine.name: engine for engine in (PID, SANDBOX, DOCKER, PODMAN, RUNC, CRUN)}
@@ -51,15 +50,6 @@ def parse_spec(text: str) -> TargetSpec:
         return TargetSpec(name, engine)
     is_number = text.isascii() and text.isdigit()
     return TargetSpec(text, PID.name if is_number else None)
-
-
-def spec_of(target: str | Target) -> TargetSpec:
-    """Return the spec that a configuration's `target` key means."""
-    if isinstance(target, str):
-        return parse_spec(target)
-    if target.pid is not None:
-        return TargetSpec(str(target.pid), PID.name)
-    return TargetSpec(target.name or "", target.engine)
 
 
 def find(spec: str | TargetSpec) -> Found:

@@ -21,7 +21,7 @@ from launcher.targets.bounded import Answer, in_child
 from launcher.targets.lookup import Found
 from launcher.targets.snapshot import KINDS, Snapshot, take
 from nsstages.credentials import Credentials
-from nsstages.idmap import IdRange, read_maps
+from nsstages.idmap import IdRange, parse
 from tests import needs
 
 ORDINARY = 4711  # an id that no account of the machine needs to have
@@ -63,7 +63,8 @@ def test_an_ordinary_process_is_read(start: Callable[..., subprocess.Popen[bytes
         assert os.getresuid() == target.uids[:3]
         assert os.getresgid() == target.gids[:3]
         assert set(os.getgroups()) == set(target.groups)
-        assert read_maps("self") == (target.uid_map, target.gid_map)
+        assert parse(Path("/proc/self/uid_map").read_text()) == target.uid_map
+        assert parse(Path("/proc/self/gid_map").read_text()) == target.gid_map
         assert all(ref.is_ours for ref in target.namespaces.values())
         assert "/" in {mount.mount_point for mount in target.mounts}
         assert target.cgroups

@@ -22,8 +22,7 @@ from launcher.errors import (
     TargetNotFound,
     TargetNotRunning,
 )
-from launcher.settings import Target
-from launcher.targets import TargetSpec, find, parse_spec, pid, podman, runc, sandbox, spec_of
+from launcher.targets import TargetSpec, find, parse_spec, pid, podman, runc, sandbox
 from launcher.targets.lookup import Found
 from launcher.targets.process import ProcessStat, read_stat
 
@@ -119,13 +118,7 @@ def write_podman(directory: Path, *containers: tuple[str, str]) -> None:
 )
 def test_a_spec_is_parsed(text: str, expected: TargetSpec) -> None:
     """A number is a process; a name may have its engine before it."""
-    assert expected == parse_spec(text) == spec_of(text)
-
-
-def test_a_target_of_the_configuration_is_a_spec() -> None:
-    """The object forms of the key `target` mean what the strings mean."""
-    assert parse_spec("77") == spec_of(Target(pid=77))
-    assert parse_spec("docker:web") == spec_of(Target(engine="docker", name="web"))
+    assert expected == parse_spec(text)
 
 
 def test_a_process_is_found_by_number() -> None:
