@@ -1,0 +1,86 @@
+"""The traced processes: who they are, what they report, and how they run on.
+
+Every stop of every tracee ends up here unless a passage or a debugger's request wants it. Signals
+pass through untouched, group-stops stay group-stops (PTRACE_LISTEN), so that job control works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+from launcher.supervisor import tracer
+from nsstages.trace import Recorder
+
+_STOPPING: Final = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
+
+
+@dataclass(slots=True)
+class Tracee:
+    """A traced thread. ``routed`` tells that it runs a program in the container's view.
+
+    ``called`` is the exec that it was last notified for: path and argv[0], kept when recording.
+    """
+
+    process: int
+    routed: bool = False
+    called: tuple[str, str] | None = None
+
+
+class Tree:
+    """The tracees of one supervisor."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.tracees: dict[int, Tracee] = {}
+
+    def add(self, tid: int, process: int) -> None:
+        """Count a thread that has been seized."""
+        self.tracees[tid] = Tracee(process)
+
+    def forget(self, tid: int) -> None:
+        """Stop counting a thread that is detached or dead."""
+        self.tracees.pop(tid, None)
+
+    def ended(self, tid: int, status: int) -> None:
+        """A thread was reaped."""
+        tracee = self.tracees.pop(tid, None)
+        if tracee is not None and tracee.process == tid:
+            self._recorder.event("exit", subject=tid, status=status)
+
+    def became_process(self, tid: int) -> int:
+        """At an exec: return the thread that called it, whose number is now the process's."""
+        former = tracer.event_message(tid)
+        if former != tid and former in self.tracees:
+            self.tracees[tid] = self.tracees.pop(former)
+            self.tracees[tid].process = tid
+        return former
+
+    def run_on(self, tid: int, status: int) -> None:
+        """Let a stopped tracee do what it would do without us."""
+        event = status >> 16
+        number = status >> 8 & 0xFF
+        try:
+            if event in tracer.FORKS:
+                self._forked(tid, event)
+            elif tid not in self.tracees:
+                self.tracees[tid] = Tracee(tid)  # a new child, before its parent's report
+            if event == tracer.EVENT_STOP and number in _STOPPING:
+                tracer.listen(tid)
+            else:
+                tracer.resume(tid, 0 if event or number & 0x80 else number)
+        except ProcessLookupError:
+            return  # killed in the stop; its end is reported next
+
+    def _forked(self, tid: int, event: int) -> None:
+        child = tracer.event_message(tid)
+        parent = self.tracees.get(tid)
+        process = parent.process if parent else tid
+        tracee = self.tracees.setdefault(child, Tracee(child))
+        tracee.routed = tracee.routed or bool(parent and parent.routed)
+        if event == tracer.EVENT_CLONE and os.path.exists(f"/proc/{process}/task/{child}"):
+            tracee.process = process
+        else:
+            self._recorder.event("fork", subject=child, parent=process)
