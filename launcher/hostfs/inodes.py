@@ -184,8 +184,12 @@ class InodeTable:
         return fd
 
     def status(self, node: Node) -> Status:
-        """Return the present status of the file, without opening it where that can be avoided."""
-        if node.is_held or node.handle or node.parent is None:
+        """Return the present status of the file, opening it only if that pays.
+
+        A directory is opened: its entries come next, and it is often somebody's working directory,
+        which must be found again after the host renamed it.
+        """
+        if node.is_held or node.handle or node.key.is_directory or node.parent is None:
             return status_of(self.descriptor(node))
         try:
             status = status_at(self.descriptor(node.parent), node.name)
@@ -196,7 +200,7 @@ class InodeTable:
         return status
 
     def hold(self, node: Node) -> None:
-        """Make sure of a descriptor: the file's name is about to go away."""
+        """Make sure that the file is found again when its name changes or goes away."""
         self.descriptor(node)
 
     def _hold(self, node: Node, fd: int) -> None:

@@ -32,6 +32,8 @@ class NameOperations(HostTree):
         parent = self._inodes.find(parent_inode)
         reply, node = self._resolved(parent, name, ctx)
         if node is not None:
+            if node.key.is_directory:
+                self._inodes.hold(node)
             self._inodes.remember(node)
         return reply
 

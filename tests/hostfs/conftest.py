@@ -37,14 +37,31 @@ def source(area: Path) -> Path:
 
 
 @pytest.fixture
+def many_files(unique_name: str) -> Iterator[Path]:
+    """300 directories of user 1001 with 100 files each, in memory."""
+    with tempfile.TemporaryDirectory(prefix=unique_name, dir="/dev/shm") as name:
+        os.chmod(name, 0o755)
+        for number in range(300):
+            directory = Path(name, f"{number:03}")
+            directory.mkdir()
+            for file in range(100):
+                os.close(os.open(directory / f"{file:02}", os.O_CREAT | os.O_WRONLY, 0o644))
+            os.chown(directory, 1001, 1001)
+        yield Path(name)
+
+
+@pytest.fixture
 def serve(source: Path, area: Path) -> Iterator[Serve]:
-    """Serve the source directory with the given options; everything ends with the test."""
+    """Serve the source directory (or ``root``) with options; everything ends with the test."""
     mounted: list[Mounted] = []
 
-    def start(options: HostfsOptions = HostfsOptions(), server: Rights | None = None) -> Mounted:
+    def start(
+        options: HostfsOptions | None = None, server: Rights | None = None, root: Path = source
+    ) -> Mounted:
         path = area / f"mount{len(mounted)}"
         path.mkdir()
-        mounted.append(Mounted(path, replace(options, source=str(source)), server))
+        options = replace(options or HostfsOptions(), source=str(root))
+        mounted.append(Mounted(path, options, server))
         return mounted[-1]
 
     yield start

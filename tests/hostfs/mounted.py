@@ -8,7 +8,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import traceback
 from array import array
 from collections.abc import Callable, Sequence
@@ -20,13 +19,13 @@ from launcher.hostfs.options import HostfsOptions
 from nsstages import mounts
 from nsstages.channel import Channel, pair
 from nsstages.idmap import IDENTITY, write_maps
+from nsstages.isolation import close_all_but
 from nsstages.messages import FUSE, MANAGER, Word
 from nsstages.process import run_to_exit
 from nsstages.syscalls import (
+    AT_FDCWD,
     CLONE_NEWNS,
     CLONE_NEWUSER,
-    MOVE_MOUNT_F_EMPTY_PATH,
-    AT_FDCWD,
     move_mount,
     setns,
     unshare,
@@ -69,6 +68,15 @@ class Rights:
 
 
 ROOT = Rights()
+
+
+def errno_of(attempt: Callable[[], object]) -> int:
+    """Return the errno that ``attempt`` raises, 0 when it succeeds."""
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 class Mounted:
@@ -116,8 +124,8 @@ class Mounted:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if not pid:
-            ours.close()
-            self._channel.close()
+            # The sockets of other mounts too: their holders wait for our end of file
+            close_all_but([theirs.fileno()])
             os._exit(_forked(lambda: self._hold(theirs)))
         theirs.close()
         if self._has_userns:
@@ -145,7 +153,7 @@ class Mounted:
     def _receive_device(self) -> int:
         self._holder.settimeout(TIME_LIMIT)
         _, ancillary, _, _ = self._holder.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-        return struct.unpack("i", ancillary[0][2])[0]
+        return array("i", ancillary[0][2])[0]
 
     def run(self, function: Callable[[], T], rights: Rights = ROOT) -> T:
         """Return what ``function`` returns in a forked process that sees the mount."""
@@ -156,12 +164,13 @@ class Mounted:
             os._exit(_forked(lambda: self._run_inside(function, rights, write_fd)))
         os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
-            answer = _read_all(pipe.fileno(), pid)
+            data = _read_all(pipe.fileno(), pid)
         os.waitpid(pid, 0)
-        succeeded, value = pickle.loads(answer) if answer else (False, "died")
-        if not succeeded:
-            raise value if isinstance(value, OSError) else FailedInside(value)
-        return value
+        answer: tuple[bool, Any] = pickle.loads(data) if data else (False, "died")
+        if not answer[0]:
+            raise answer[1] if isinstance(answer[1], OSError) else FailedInside(answer[1])
+        result: T = answer[1]
+        return result
 
     def _run_inside(self, function: Callable[[], Any], rights: Rights, write_fd: int) -> None:
         try:
@@ -171,7 +180,7 @@ class Mounted:
             answer: tuple[bool, Any] = (True, function())
         except OSError as error:
             answer = (False, error)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - reported by the test
             answer = (False, traceback.format_exc())
         with os.fdopen(write_fd, "wb") as pipe:
             pickle.dump(answer, pipe)
@@ -205,7 +214,7 @@ class Mounted:
         rights.take()
         os.dup2(write_fd, 1)
         os.dup2(write_fd, 2)
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], [*argv])
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return the trace events of one kind so far."""
@@ -240,7 +249,7 @@ class Mounted:
 def _forked(job: Callable[[], None]) -> int:
     try:
         job()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a forked process ends here
         traceback.print_exc()
         return 1
     return 0

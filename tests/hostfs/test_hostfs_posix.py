@@ -8,6 +8,8 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from launcher.hostfs.options import HostfsOptions
 from nsstages.syscalls import Call, execute
 from tests import needs
 from tests.hostfs.conftest import Serve
-from tests.hostfs.mounted import Mounted, Rights
+from tests.hostfs.mounted import Mounted, Rights, errno_of
 
 pytestmark = [needs.root, needs.fuse]
 
@@ -133,7 +135,9 @@ def test_set_user_id_bits_go_with_a_write_and_a_chown(mount: Mounted, source: Pa
     mount.run(write, Rights(1000, 1000))
     mount.run(lambda: os.chown(mount.path / "given", 1001, -1))
 
-    modes = [stat.S_IMODE((source / name).stat().st_mode) for name in ("written", "truncated", "given")]
+    modes = [
+        stat.S_IMODE((source / name).stat().st_mode) for name in ("written", "truncated", "given")
+    ]
     assert [0o777, 0o777, 0o777] == modes
 
 
@@ -163,11 +167,8 @@ def test_a_removed_working_directory_still_has_attributes(mount: Mounted) -> Non
         os.chdir(mount.path / "gone")
         os.rmdir(mount.path / "gone")
         time.sleep(1.2)
-        try:
-            os.open("new", os.O_CREAT | os.O_WRONLY)
-        except OSError as error:
-            return os.stat(".").st_nlink, error.errno or 0
-        return os.stat(".").st_nlink, 0
+        refused = errno_of(partial(os.open, "new", os.O_CREAT | os.O_WRONLY))
+        return os.stat(".").st_nlink, refused
 
     assert (0, errno.ENOENT) == mount.run(inside)
 
@@ -179,10 +180,7 @@ def test_rename_with_flags(mount: Mounted, source: Path) -> None:
         os.chdir(mount.path)
         Path("a").write_text("a")
         Path("b").write_text("b")
-        try:
-            rename2(Path("a"), Path("b"), RENAME_NOREPLACE)
-        except OSError as error:
-            refused = error.errno or 0
+        refused = errno_of(partial(rename2, Path("a"), Path("b"), RENAME_NOREPLACE))
         rename2(Path("a"), Path("b"), RENAME_EXCHANGE)
         exchanged = Path("a").read_text() + Path("b").read_text()
         os.rename("a", "b")
@@ -278,10 +276,7 @@ def test_extended_attributes(mount: Mounted, source: Path) -> None:
         os.setxattr(path, "security.capability", capability)
         os.setxattr(path, "user.gone", b"")
         os.removexattr(path, "user.gone")
-        try:
-            os.getxattr(path, "user.gone")
-        except OSError as error:
-            missing = error.errno or 0
+        missing = errno_of(partial(os.getxattr, path, "user.gone"))
         return (
             sorted(os.listxattr(path)),
             os.getxattr(path, "user.colour"),
@@ -383,24 +378,17 @@ def test_synchronising_and_figures(mount: Mounted, source: Path) -> None:
 def test_errors_are_the_hosts(mount: Mounted) -> None:
     """What the host refuses is refused inside with the same errno."""
 
-    def errno_of(operation: object, *arguments: object) -> int:
-        try:
-            operation(*arguments)  # type: ignore[operator]
-        except OSError as error:
-            return error.errno or 0
-        return 0
-
     def inside() -> list[int]:
         os.chdir(mount.path)
         return [
-            errno_of(os.open, "nothing", os.O_RDONLY),
-            errno_of(os.mkdir, "directory"),
-            errno_of(os.rmdir, "directory"),
-            errno_of(os.rename, "directory", "directory/below"),
-            errno_of(os.listdir, "file"),
-            errno_of(os.mkdir, "n" * 300),
-            errno_of(os.open, "file", os.O_CREAT | os.O_EXCL),
-            errno_of(os.readlink, "file"),
+            errno_of(partial(os.open, "nothing", os.O_RDONLY)),
+            errno_of(partial(os.mkdir, "directory")),
+            errno_of(partial(os.rmdir, "directory")),
+            errno_of(partial(os.rename, "directory", "directory/below")),
+            errno_of(partial(os.listdir, "file")),
+            errno_of(partial(os.mkdir, "n" * 300)),
+            errno_of(partial(os.open, "file", os.O_CREAT | os.O_EXCL)),
+            errno_of(partial(os.readlink, "file")),
         ]
 
     expected = [
@@ -427,7 +415,7 @@ def test_nothing_can_be_changed_read_only(serve: Serve, source: Path) -> None:
 
     def inside() -> list[int]:
         os.chdir(mount.path)
-        attempts = [
+        attempts: list[Callable[[], object]] = [
             lambda: os.open("file", os.O_WRONLY),
             lambda: os.open("new", os.O_CREAT | os.O_WRONLY),
             lambda: os.open("file", os.O_RDONLY | os.O_TRUNC),
@@ -440,14 +428,7 @@ def test_nothing_can_be_changed_read_only(serve: Serve, source: Path) -> None:
             lambda: os.link("file", "new"),
             lambda: os.setxattr("file", "user.x", b""),
         ]
-        results = []
-        for attempt in attempts:
-            try:
-                attempt()
-                results.append(0)
-            except OSError as error:
-                results.append(error.errno or 0)
-        return [*results, len(Path("file").read_text())]
+        return [*map(errno_of, attempts), len(Path("file").read_text())]
 
     before = (source / "file").stat()
     assert [errno.EROFS] * 11 + [8] == mount.run(inside)
