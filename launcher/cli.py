@@ -137,7 +137,8 @@ def report(options: argparse.Namespace) -> int:
     from launcher import tracefile
     from launcher.report import render
 
-    print(render(tracefile.read(options.file)), end="")
+    trace = tracefile.read(options.file)
+    print(render(trace.events, trace.about), end="")
     return 0
 
 

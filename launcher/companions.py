@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from launcher.hostfs.options import HostfsOptions
 from launcher.supervisor.options import SupervisorOptions
 from nsstages.channel import Channel, Message, pair
-from nsstages.errors import Failure, PeerDied, StageFailed
+from nsstages.errors import Failure, NsstagesError, PeerDied, StageFailed
 from nsstages.isolation import exit_status_text
 from nsstages.messages import COMM, FUSE, MANAGER, SUPERVISOR, Word
 from nsstages.process import run_to_exit
@@ -41,8 +41,13 @@ class Companion:
             raise self.death(f"before {answer}") from error
 
     def death(self, when: str) -> StageFailed:
-        """Return the failure that says how this companion died."""
-        self.wait(1.0)
+        """Return the failure that says how this companion died, by its own last word if any."""
+        try:
+            self.channel.expect(Word.FAILED, timeout=0)
+        except StageFailed as told:
+            return told
+        except NsstagesError:
+            self.wait(1.0)
         how = "closed its channel" if self.status is None else exit_status_text(self.status)
         return StageFailed(Failure(self.name, when, text=f"died ({how})"))
 

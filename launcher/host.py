@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterable
+from functools import partial
 
 from launcher.attach_plan import Host
 from launcher.joins import open_namespace_files
@@ -12,6 +14,7 @@ from launcher.people import Person, invoking_person, person_named
 from launcher.settings import Attach
 from launcher.supervisor.notify import filter_program
 from launcher.supervisor.vessel import image
+from launcher.targets.bounded import Answer, in_child
 from launcher.targets.cgroups import directories, frozen_directory
 from launcher.targets.mounts import parse_mountinfo
 from launcher.targets.snapshot import Snapshot
@@ -23,7 +26,7 @@ from nsstages.syscalls import open_in_root
 
 def read_host(config: Attach, target: Snapshot) -> Host:
     """Read what plan_attach needs. Called by the manager; changes nothing, forks nothing."""
-    existing = [path for path in config.root.from_container if _mode_of(target, path) is not None]
+    kinds = _kinds_of(target, config.root.from_container)
     return Host(
         namespaces=namespaces.inodes(),
         privileged=os.geteuid() == 0,
@@ -32,8 +35,8 @@ def read_host(config: Attach, target: Snapshot) -> Host:
         cwd=_working_directory(),
         last_capability=last_capability(),
         cgroup_directories=cgroup_directories(target),
-        existing=frozenset(existing),
-        directories=frozenset(p for p in existing if stat.S_ISDIR(_mode_of(target, p) or 0)),
+        existing=frozenset(kinds),
+        directories=frozenset(path for path, is_directory in kinds.items() if is_directory),
         native=native_subtrees(config.root.native, privileged=os.geteuid() == 0),
         vessel=image(),
         filter_program=filter_program(),
@@ -54,20 +57,31 @@ def _working_directory() -> str:
         return "/"
 
 
-def _mode_of(target: Snapshot, path: str) -> int | None:
-    try:
-        fd = open_in_root(target.root_fd, path, os.O_PATH)
-    except OSError:
-        return None
-    try:
-        return os.fstat(fd).st_mode
-    finally:
+def _kinds_of(target: Snapshot, paths: Iterable[str]) -> dict[str, bool]:
+    """Return which paths exist in the container, and whether each is a directory.
+
+    Looked up by a child that can be killed: a container may serve its own root, and not answer.
+    """
+    look = partial(_look_up_kinds, target.root_fd, tuple(paths))
+    kinds: dict[str, bool] = json.loads(in_child(look, timeout=5.0).data)
+    return kinds
+
+
+def _look_up_kinds(root_fd: int, paths: Iterable[str]) -> Answer:
+    kinds = {}
+    for path in paths:
+        try:
+            fd = open_in_root(root_fd, path, os.O_PATH)
+        except OSError:
+            continue
+        kinds[path] = stat.S_ISDIR(os.fstat(fd).st_mode)
         os.close(fd)
+    return Answer(json.dumps(kinds).encode())
 
 
 def cgroup_directories(target: Snapshot) -> tuple[str, ...]:
     """Return the directories of the target's cgroups that differ from this process's own."""
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
     return tuple(directories(target.cgroups, mounts).values())
 

@@ -10,6 +10,7 @@ from launcher.engine import Common, Operations
 from launcher.phases import phase
 from launcher.plan import Plan
 from launcher.session import Session
+from nsstages import namespaces
 from nsstages.trace import Recorder
 
 
@@ -47,6 +48,7 @@ def launch(
 
 
 def _run(engine: Operations[Any], session: Session, tell: Callable[[str], None]) -> int:
+    session.recorder.event("state", namespaces=namespaces.inodes(), uid=os.geteuid())
     pid = session.start()
     with phase("create_container"):
         engine.create_container(pid, session)

@@ -124,6 +124,7 @@ class Session:
             self._send_mount(stages, str(message.payload["source"]))
         elif message.word is Word.TERMINAL:
             self.pump = Pump(message.fds[0])
+            self.pump.resize()
         elif message.word is Word.SUPERVISE_PLS:
             self._hand_over(stages, message.fds)
         else:
@@ -147,7 +148,7 @@ class Session:
     def _cause(self, error: StageFailed) -> StageFailed:
         """Prefer a dead companion to what its death made of stage 2."""
         for companion in self._companions:
-            if companion.wait(0.05):
+            if companion.wait(0.05) and not companion.ended_well():
                 return companion.death(f"before {error.failure.step}")
         return error
 
@@ -177,12 +178,12 @@ class Session:
         raw = RawTerminal() if self.pump is not None and os.isatty(0) else nullcontext()
         with Signals(forward=self.plan.forward_signals) as signals, raw:
             deadline = time.monotonic() + self.plan.time_limit if self.plan.time_limit else None
-            if self.pump is not None:
-                self.pump.resize()
-            while self.status is None:
-                self._wait_for_event(signals, deadline)
-            if self.pump is not None:
-                self.pump.drain(_GRACE_SECONDS)
+            try:
+                while self.status is None:
+                    self._wait_for_event(signals, deadline)
+            finally:
+                if self.pump is not None:
+                    self.pump.drain(_GRACE_SECONDS)
         return self.status
 
     def _wait_for_event(self, signals: Signals, deadline: float | None) -> None:

@@ -38,6 +38,14 @@ def render(id_map: Iterable[IdRange]) -> str:
     return "".join(f"{r.inside} {r.outside} {r.count}\n" for r in id_map)
 
 
+def read_maps() -> tuple[str, str]:
+    """Return the text of this process's own uid_map and gid_map; empty without a /proc."""
+    try:
+        return Path("/proc/self/uid_map").read_text(), Path("/proc/self/gid_map").read_text()
+    except OSError:
+        return "", ""
+
+
 def to_outside(id_map: Sequence[IdRange], inside: int) -> int:
     """Translate an id of the namespace; unmapped ids become 65534."""
     for r in id_map:

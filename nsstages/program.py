@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NoReturn
 
 from nsstages import credentials, terminal
@@ -72,7 +73,7 @@ def become_program(
     """
     process = config.process
     if process.terminal:
-        open_terminal(manager, recorder)
+        open_terminal(process, manager, recorder)
     listener = install_filter(config, recorder)
     own_pidfd = os.pidfd_open(os.getpid())
     if listener != -1:
@@ -92,12 +93,14 @@ def become_program(
     execute_program(process, manager, recorder, gate_write)
 
 
-def open_terminal(manager: Channel, recorder: Recorder) -> None:
+def open_terminal(process: Process, manager: Channel, recorder: Recorder) -> None:
     """Make a pty of the devpts in view our terminal; its master goes to the manager."""
     with recorder.step("open terminal", "openat"):
         master, slave = terminal.open_verified_pty()
         manager.send(Word.TERMINAL, {}, [master])
         os.close(master)
+        if process.credentials.uid is not None:
+            os.fchown(slave, process.credentials.uid, -1)
         terminal.make_controlling(slave)
 
 
@@ -256,7 +259,8 @@ def kill_children() -> None:
     """Kill and reap every process below this one: each round orphans the next generation to us."""
     while children := _children():
         for child in children:
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -266,6 +270,8 @@ def kill_children() -> None:
 def _children() -> list[int]:
     own = os.getpid()
     try:
+        if os.readlink("/proc/self") != str(own):
+            return []  # of another PID namespace, where our number is somebody else's
         fd = os.open(f"/proc/{own}/task/{own}/children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []

@@ -62,7 +62,10 @@ def run(stage: _Child, sockets: Sockets) -> None:
     unshare_the_rest(stage)
     set_time_offsets(stage)
     mount_fuse(stage)
-    stage.recorder.event("state", namespaces=namespaces.inodes())
+    uid_map, gid_map = idmap.read_maps()
+    stage.recorder.event(
+        "state", namespaces=namespaces.inodes(), uid=os.geteuid(), uid_map=uid_map, gid_map=gid_map
+    )
     fork_init(stage, sockets)
     stage.parent.send(Word.CHILD_FINISH)
 

@@ -95,6 +95,6 @@ class Sandbox(Operations[settings.Run]):
 
 
 def _cgroup_hierarchies() -> tuple[str, ...]:
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
     return tuple(m.mount_point for m in mounts if m.fs_type in ("cgroup", "cgroup2"))
