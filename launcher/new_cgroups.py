@@ -11,22 +11,36 @@ from typing import Final
 _EMPTY_SECONDS: Final = 2.0
 
 
-def create(directory: str) -> int:
+def create(directory: str, made: list[str]) -> int:
     """Make a cgroup directory and those above it; return a descriptor. Raises OSError.
 
-    A new v1 cpuset has no processors, and nobody can enter it: it gets its parent's.
+    What did not exist before is appended to ``made``, outermost first, for `remove`.
     """
     path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    for above in (*reversed(path.parents), path):
+        try:
+            above.mkdir()
+        except OSError:
+            if not above.is_dir():
+                raise
+            continue
+        made.append(str(above))
+        _inherit_cpuset(above)
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _inherit_cpuset(path: Path) -> None:
+    """A new v1 cpuset has no processors, and nobody can enter it: it gets its parent's."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         with suppress(FileNotFoundError, PermissionError):
             if not (path / name).read_text().strip():
                 (path / name).write_text((path.parent / name).read_text())
-    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def remove(directory: str) -> None:
-    """Remove a cgroup; its last process may still be on its way out, for two seconds."""
+    """Remove a cgroup, unless others are below it by now; its last process may still be on its
+    way out, for two seconds.
+    """
     deadline = time.monotonic() + _EMPTY_SECONDS
     while True:
         try:
@@ -34,6 +48,8 @@ def remove(directory: str) -> None:
         except FileNotFoundError:
             return
         except OSError:
+            if any(Path(directory).glob("*/")):
+                return
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

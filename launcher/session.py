@@ -92,8 +92,7 @@ class Session:
                 if descriptor.maps is not None:
                     made.append(user_namespace_with(*descriptor.maps))
                 if descriptor.new_cgroup:
-                    self._cgroups.append(descriptor.new_cgroup)
-                    made.append(new_cgroups.create(descriptor.new_cgroup))
+                    made.append(new_cgroups.create(descriptor.new_cgroup, self._cgroups))
                 fds.append(descriptor.fd if descriptor.fd != -1 else made[-1])
             return pipeline.start(self.plan.bootstrap, fds, self.recorder)
         finally:

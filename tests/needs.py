@@ -92,6 +92,11 @@ def runc() -> str:
 
 
 @_need
+def launcher() -> str:
+    return unmet("root")
+
+
+@_need
 def musl() -> str:
     return _program("musl-gcc", "musl-tools")
 

@@ -12,10 +12,11 @@ from tests.product.docker_engine import DockerEngine
 from tests.product.images import RECIPES
 from tests.product.podman_engine import PodmanEngine
 from tests.product.runc_engine import RuncEngine
+from tests.product.sandbox_engine import SandboxEngine
 from tests.session import Session
 
 ENGINES: Final[Mapping[str, type[Engine]]] = MappingProxyType(
-    {engine.name: engine for engine in (DockerEngine, PodmanEngine, RuncEngine)}
+    {engine.name: engine for engine in (DockerEngine, PodmanEngine, RuncEngine, SandboxEngine)}
 )
 
 
