@@ -73,6 +73,7 @@ class InodeTable:
         self._by_number = {ROOT: self.root}
         self._by_key = {status.key: self.root}
         self._held: OrderedDict[Node, None] = OrderedDict()
+        self._pinned = [self.root]
         self._filesystems = {(status.key.mount, status.key.device): 0}
         self._extra = _EXTRA_NUMBERS
 
@@ -152,7 +153,7 @@ class InodeTable:
         It is valid until some dozen other nodes' descriptors have been asked for.
         """
         if node.fd >= 0:
-            if node is not self.root:
+            if node in self._held:
                 self._held.move_to_end(node)
             return node.fd
         if node.open_fds:
@@ -203,6 +204,13 @@ class InodeTable:
         """Make sure that the file is found again when its name changes or goes away."""
         self.descriptor(node)
 
+    def pin(self, node: Node) -> None:
+        """Keep the node and its descriptor until the end."""
+        self.descriptor(node)
+        self.remember(node)
+        self._pinned.append(node)
+        self._held.pop(node, None)
+
     def _hold(self, node: Node, fd: int) -> None:
         node.fd = fd
         self._held[node] = None
@@ -238,8 +246,7 @@ class InodeTable:
 
     def close(self) -> None:
         """Close every descriptor of the table."""
-        for node in self._held:
+        for node in [*self._held, *self._pinned]:
             self._close(node)
         self._held.clear()
         self.handles.close()
-        os.close(self.root.fd)

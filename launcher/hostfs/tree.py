@@ -34,6 +34,7 @@ class HostTree(pyfuse3.Operations):
         self._inodes = InodeTable(options.source, capacity=capacity)
         self._synthetic = SyntheticTree(options)
         self._inodes.root.overlay = self._synthetic.overlay
+        self._waypoints: dict[int, Node] = {}
         self._files = OpenFiles(self._inodes)
         self._directories = OpenDirectories(self._inodes)
         self._hidden_devices = self._devices_to_hide() if options.source == "/" else frozenset()
@@ -61,25 +62,40 @@ class HostTree(pyfuse3.Operations):
         ``ctx`` None looks with the server's own rights (a listing, which was checked at opendir).
         """
         entry = parent.overlay.get(name)
-        if entry is not None and entry.fixed:
-            return synthetic_reply_of(entry), None
-        try:
-            status = self._status_in(parent, name, ctx)
-        except FileNotFoundError:
-            if entry is None:
-                raise
-            return synthetic_reply_of(entry), None
-        if entry is not None and not stat.S_ISDIR(status.mode):
-            return synthetic_reply_of(entry), None
+        if entry is not None:
+            return self._overlaid(entry, parent, name, ctx)
+        status = self._status_in(parent, name, ctx)
         if status.key.device in self._hidden_devices:
             raise PermissionError(errno.EACCES, "the host's own proc, sys or dev", name)
         node = self._inodes.identify(parent, name, status)
-        reply = self._reply(node, status)
-        if entry is not None:
-            # Mounts lie below: the kernel would drop them when this name no longer led here
-            node.overlay = entry.children
-            reply.entry_timeout = FOREVER
+        return self._reply(node, status), node
+
+    def _overlaid(
+        self, entry: Entry, parent: Node, name: bytes, ctx: Context | None
+    ) -> tuple[Reply, Node | None]:
+        """Return what is shown for a mount point, or for a directory on the way to one.
+
+        That directory is the host's when it has one, and always the one that was found first: the
+        kernel drops the mounts below a name that leads to something else.
+        """
+        if not entry.fixed and entry.number not in self._waypoints:
+            self._find_waypoint(entry, parent, name, ctx)
+        node = self._waypoints.get(entry.number)
+        if node is None:
+            return synthetic_reply_of(entry), None
+        reply = self._reply(node, self._inodes.status(node))
+        reply.entry_timeout = FOREVER
         return reply, node
+
+    def _find_waypoint(self, entry: Entry, parent: Node, name: bytes, ctx: Context | None) -> None:
+        try:
+            status = self._status_in(parent, name, ctx)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(status.mode):
+            node = self._waypoints[entry.number] = self._inodes.identify(parent, name, status)
+            node.overlay = entry.children
+            self._inodes.pin(node)
 
     def _status_in(self, parent: Node, name: bytes, ctx: Context | None) -> Status:
         fd = self._inodes.descriptor(parent)

@@ -232,13 +232,13 @@ def test_two_writers_append_without_loss(mount: Mounted, source: Path) -> None:
 
 
 def test_a_shared_mapping_is_written_back_in_place(mount: Mounted, source: Path) -> None:
-    """Pages of a mapping land where they belong although the file is open for appending too."""
+    """Pages of a mapping land where they belong although the file was opened to append."""
 
     def inside() -> None:
         path = mount.path / "mapped"
         path.write_bytes(b"." * 8192)
         appender = os.open(path, os.O_RDWR | os.O_APPEND)
-        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8192) as mapping:
+        with mmap.mmap(appender, 8192) as mapping:
             mapping[0:3] = b"abc"
             mapping[5000:5003] = b"xyz"
             mapping.flush()

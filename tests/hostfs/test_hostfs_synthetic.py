@@ -71,7 +71,7 @@ def test_mount_points_exist_though_the_host_lacks_them(serve: Serve, source: Pat
 
 
 def test_mounts_on_mount_points_stay(serve: Serve, source: Path) -> None:
-    """What is mounted on a mount point stays when the host replaces the file of that name."""
+    """What is mounted on a mount point stays when the host replaces that file and its directory."""
     mounted = serve(HostfsOptions(mountpoints=MOUNTPOINTS))
 
     def inside() -> tuple[str, str]:
@@ -83,7 +83,7 @@ def test_mounts_on_mount_points_stay(serve: Serve, source: Path) -> None:
         while not (mounted.path / "replaced").exists():
             time.sleep(0.02)
         time.sleep(1.2)
-        os.listdir(mounted.path / "directory")
+        os.listdir(mounted.path)
         return before, target.read_text()
 
     pid = os.fork()
@@ -92,6 +92,8 @@ def test_mounts_on_mount_points_stay(serve: Serve, source: Path) -> None:
             time.sleep(0.01)
         (source / "directory" / "new").write_text("host's")
         os.rename(source / "directory" / "new", source / "directory" / "hosts")
+        os.rename(source / "directory", source / "old")
+        (source / "directory").mkdir()
         (source / "replaced").touch()
         os._exit(0)
     result = mounted.run(inside)
