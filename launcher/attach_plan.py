@@ -16,7 +16,7 @@ from launcher.settings import Attach, chosen
 from launcher.supervisor.options import Routing, SupervisorOptions
 from launcher.targets.snapshot import NamespaceRef, Snapshot
 from nsstages import credentials
-from nsstages.bootstrap import Bootstrap, Tree
+from nsstages.bootstrap import Bootstrap, FuseMount, Tree
 from nsstages.credentials import CAP_SYS_PTRACE, Credentials
 from nsstages.idmap import IDENTITY, IdMap, IdRange
 from nsstages.init_config import InitConfig, MountPlan, Process, Root, Source
@@ -24,6 +24,7 @@ from nsstages.namespaces import FLAGS, Join
 from nsstages.syscalls import MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 GUARDED: Final = MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID
+FUSE_ROOT: Final = "host"
 PROGRAMS: Final = "/.launcher/bin"
 VESSEL: Final = "/.launcher/vessel"
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -83,7 +84,7 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
         init=plan_init(attach, mount_plans),
         descriptors=descriptors.all(),
         cgroup_directories=host.cgroup_directories if config.cgroup == "join" else (),
-        hostfs=plan_hostfs(attach),
+        hostfs=(plan_hostfs(attach), *plan_container_server(attach)),
         supervisor=plan_supervisor(attach),
         target_pidfd=target.pidfd,
         target_name=f"{target.engine} container {target.name}",
@@ -138,8 +139,16 @@ def plan_bootstrap(attach: _Attach, descriptors: Descriptors, trees: tuple[Tree,
         rootless=not attach.host.privileged,
         oom_score_adj=max(HOST_TOOL_OOM_SCORE, target.oom_score_adj),
         trees=trees,
-        fuse=True,
+        fuse=fuse_mounts(attach),
     )
+
+
+def fuse_mounts(attach: _Attach) -> tuple[FuseMount, ...]:
+    """Return the host's root, and where it is wanted the container's tree with its own ids."""
+    root = FuseMount(FUSE_ROOT)
+    if attach.config.root.container_access != "fuse":
+        return (root,)
+    return (root, FuseMount("c:/", GUARDED))
 
 
 def plan_mounts(
@@ -159,9 +168,10 @@ def plan_mounts(
         for path in (*attach.host.native, *own_proc)
     ]
     prefix = attach.config.root.container_path
+    served = [Tree(mount.name, "/", "inside") for mount in fuse_mounts(attach)[1:]]
     return tuple(trees), tuple(
         MountPlan(Source.TREE, tree.name, _target_of(tree, prefix), required=tree.required)
-        for tree in trees
+        for tree in (*served, *trees)
     )
 
 
@@ -261,6 +271,25 @@ def plan_hostfs(attach: _Attach) -> HostfsOptions:
     )
 
 
+def plan_container_server(attach: _Attach) -> tuple[HostfsOptions, ...]:
+    """Plan a second server for /c, as seed 1 proposes: it shows the container's ids whatever the
+    file system can, at the price of FUSE.
+    """
+    if attach.config.root.container_access != "fuse":
+        return ()
+    target = attach.target
+    shown = not attach.joins_user_namespace or attach.target.namespaces["user"].is_ours
+    return (
+        HostfsOptions(
+            source=f"/proc/self/fd/{target.root_fd}",
+            mountpoints=tuple(Mountpoint(path, is_directory=True) for path in KERNEL_DIRECTORIES),
+            uid_map=target.uid_map if shown else IDENTITY,
+            gid_map=target.gid_map if shown else IDENTITY,
+            container_root_fd=target.root_fd,
+        ),
+    )
+
+
 def container_path(target: Snapshot) -> tuple[str, ...]:
     """Return the directories of the container's own PATH."""
     variables = dict(entry.split("=", 1) for entry in target.environment if "=" in entry)
@@ -316,6 +345,7 @@ def plan_init(attach: _Attach, mount_plans: tuple[MountPlan, ...]) -> InitConfig
     return InitConfig(
         process=plan_process(attach),
         root=Root.FUSE,
+        root_path=FUSE_ROOT,
         mounts=mounts,
         unmounts=tuple(f"{prefix}{path}" for path in KERNEL_DIRECTORIES),
         new_pid_namespace=config.pid_mode == "new",

@@ -42,7 +42,7 @@ class Plan:
     descriptors: tuple[Descriptor, ...] = ()
     config_descriptors: tuple[Descriptor, ...] = ()
     cgroup_directories: tuple[str, ...] = ()
-    hostfs: HostfsOptions | None = None
+    hostfs: tuple[HostfsOptions, ...] = ()  # one FUSE server for each of bootstrap.fuse
     supervisor: SupervisorOptions | None = None
     target_pidfd: int = -1
     target_name: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from launcher.attach_plan import DEFAULT_PATH
+from launcher.attach_plan import DEFAULT_PATH, FUSE_ROOT
 from launcher.hostfs.options import HostfsOptions, Mountpoint
 from launcher.people import Person
 from launcher.plan import Descriptors, Plan
@@ -15,7 +15,7 @@ from launcher.settings import IdMapping, Mount, Run, chosen
 from launcher.supervisor.options import SupervisorOptions
 from launcher.targets.snapshot import NamespaceRef
 from launcher.targets.users import User
-from nsstages.bootstrap import Bootstrap, TimeOffset, Tree
+from nsstages.bootstrap import Bootstrap, FuseMount, TimeOffset, Tree
 from nsstages.credentials import CapabilitySets, Credentials
 from nsstages.idmap import IDENTITY, OVERFLOW_ID, IdMap, IdRange, to_outside
 from nsstages.init_config import InitConfig, MountPlan, Process, Root, Source
@@ -135,7 +135,7 @@ def plan_run(config: Run, host: RunHost) -> Plan:
         bootstrap=bootstrap,
         init=plan_init(run),
         descriptors=descriptors.all(),
-        hostfs=plan_hostfs(run) if config.root.fuse else None,
+        hostfs=(plan_hostfs(run),) if config.root.fuse else (),
         supervisor=supervisor,
         target_name=config.name or "",
         time_limit=config.timeout,
@@ -176,7 +176,7 @@ def plan_bootstrap(run: _Run, descriptors: Descriptors) -> Bootstrap:
         trees=tuple(
             Tree(path, path, "inside", required=path != "/sys") for path in host_trees(run)
         ),
-        fuse=config.root.fuse,
+        fuse=(FuseMount(FUSE_ROOT),) if config.root.fuse else (),
         loopback=brings_loopback_up(run),
     )
 
@@ -227,7 +227,7 @@ def plan_init(run: _Run) -> InitConfig:
     return InitConfig(
         process=plan_process(run),
         root=root,
-        root_path=config.root.path or "",
+        root_path=FUSE_ROOT if config.root.fuse else config.root.path or "",
         root_read_only=config.root.read_only and root is Root.DIRECTORY,
         mounts=plan_mounts(run) if root is not Root.KEEP else (),
         hostname=config.hostname or "",

@@ -52,7 +52,7 @@ class Session:
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan = plan
         self.recorder = recorder
-        self.fuse: Companion | None = None
+        self.fuse: list[Companion] = []
         self.supervisor: Companion | None = None
         self.pipeline: Pipeline | None = None
         self.pump: Pump | None = None
@@ -64,24 +64,25 @@ class Session:
     def start(self) -> int:
         """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
         plan = self.plan
-        if plan.hostfs is not None:
-            keep = [plan.hostfs.container_root_fd or -1]
-            self.fuse = start_fuse_server(plan.hostfs, self.recorder, keep)
-            self._companions.append(self.fuse)
+        for options in plan.hostfs:
+            keep = [options.container_root_fd or -1]
+            self.fuse.append(start_fuse_server(options, self.recorder, keep))
+        self._companions += self.fuse
         if plan.supervisor is not None:
             keep = list(plan.supervisor.descriptors())
             self.supervisor = start_supervisor(plan.supervisor, self.recorder, keep)
             self._companions.append(self.supervisor)
         self.pipeline = self._start_pipeline()
-        device = self.pipeline.receive_fuse_device() if plan.bootstrap.fuse else -1
+        devices: list[int] = []
         try:
+            for _ in self.fuse:
+                devices.append(self.pipeline.receive_fuse_device())
             pid = self.pipeline.receive_pids()
-            if self.fuse is not None:
+            for server, device in zip(self.fuse, devices, strict=True):
                 # After the pids: the server's slow imports run beside the pipeline's work.
-                self.fuse.ask(Word.FUSE_FD, [device], Word.FUSE_SERVING, _SERVING_SECONDS)
+                server.ask(Word.FUSE_FD, [device], Word.FUSE_SERVING, _SERVING_SECONDS)
         finally:
-            if device != -1:
-                os.close(device)
+            close_all(devices)
         return pid
 
     def _start_pipeline(self) -> Pipeline:
@@ -267,8 +268,8 @@ class Session:
             self.supervisor.end(_GRACE_SECONDS)
         if self.pipeline is not None:
             self.pipeline.abort()
-        if self.fuse is not None:
-            self.fuse.end(_GRACE_SECONDS)
+        for server in self.fuse:
+            server.end(_GRACE_SECONDS)
         if self.pump is not None:
             self.pump.close()
         if self.program_pidfd != -1:

@@ -51,6 +51,14 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class FuseMount:
+    """A FUSE mount that stage 1 makes and stage 2 attaches under its tree ``name``."""
+
+    name: str
+    attributes: int = 0  # MOUNT_ATTR_*
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """Everything stages 0 and 1 do. Namespace kinds are the names in /proc/PID/ns."""
 
@@ -68,7 +76,7 @@ class Bootstrap:
     oom_score_adj: int | None = None
     cgroups: tuple[int, ...] = ()
     trees: tuple[Tree, ...] = ()
-    fuse: bool = False
+    fuse: tuple[FuseMount, ...] = ()
     loopback: bool = False
     timeout: int = 10  # seconds, for each wait
 

@@ -18,7 +18,7 @@ class Root(StrEnum):
     KEEP = "keep"  # that of the mount namespace it is in
     CHROOT = "chroot"  # the first descriptor of CONFIG, a directory
     DIRECTORY = "directory"  # `root_path`, as a mount of its own, by pivot_root
-    FUSE = "fuse"  # the FUSE mount that stage 1 made, by pivot_root
+    FUSE = "fuse"  # the FUSE mount of the name `root_path` that stage 1 made, by pivot_root
 
 
 class Source(StrEnum):

@@ -86,11 +86,14 @@ _Order = dict[Word, tuple[Word | None, ...]]
 LEGAL: Final[Mapping[tuple[str, str], _Order]] = MappingProxyType(
     {
         (MANAGER, PARENT): {_W.BOOTSTRAP: (None,)},
-        (PARENT, MANAGER): {_W.FUSE_FD: (None,), _W.PIDS: (None, _W.FUSE_FD)},
+        (PARENT, MANAGER): {
+            _W.FUSE_FD: (None, _W.FUSE_FD),
+            _W.PIDS: (None, _W.FUSE_FD),
+        },
         (CHILD, PARENT): {
             _W.USERMAP_PLS: (None,),
             _W.TIMEOFFSETS_PLS: (None, _W.USERMAP_PLS),
-            _W.FUSE_FD: (None, _W.USERMAP_PLS, _W.TIMEOFFSETS_PLS),
+            _W.FUSE_FD: (None, _W.USERMAP_PLS, _W.TIMEOFFSETS_PLS, _W.FUSE_FD),
             _W.RECVPID_PLS: (None, _W.USERMAP_PLS, _W.TIMEOFFSETS_PLS, _W.FUSE_FD),
             _W.CHILD_FINISH: (_W.RECVPID_PLS,),
         },

@@ -61,14 +61,21 @@ def new_filesystem(kind: str, options: Sequence[str] = (), attributes: int = 0) 
         os.close(context)
 
 
-def open_fuse(device: int) -> int:
+def open_fuse(device: int, attributes: int) -> int:
     """Return a detached FUSE mount served through ``device``, /dev/fuse opened by this process.
 
     The kernel wants device and mount from one user namespace, and fixes the mounter's PID
     namespace in the connection: called by stage 1, which still lives in the host's.
     """
-    options = (f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0", "source=launcher")
-    return new_filesystem("fuse", (*options, "allow_other", "default_permissions"))
+    options: tuple[str, ...] = (
+        f"fd={device}",
+        "rootmode=40000",
+        "user_id=0",
+        "group_id=0",
+        "source=launcher",
+    )
+    options += ("allow_other", "default_permissions")
+    return new_filesystem("fuse", options, attributes)
 
 
 def clone_tree(path: str, *, beneath: int = -1, recursive: bool = True) -> int:

@@ -40,7 +40,9 @@ class Pipeline:
     stage2_pid: int = 0
 
     def receive_fuse_device(self) -> int:
-        """Wait for the descriptor of /dev/fuse that stage 1 mounted; the caller owns it."""
+        """Wait for the next /dev/fuse that stage 1 mounted, in the bootstrap's order; the caller
+        owns the descriptor.
+        """
         return self._from_parent(Word.FUSE_FD).fds[0]
 
     def receive_pids(self) -> int:

@@ -91,7 +91,7 @@ def serve_child(stage: _Parent, child: Channel) -> None:
         if message.word is Word.CHILD_FINISH:
             break
         if message.word is Word.FUSE_FD:
-            stage.manager.send(Word.FUSE_FD, fds=message.fds)
+            stage.manager.send(Word.FUSE_FD, message.payload, message.fds)
             close_all(message.fds)
             continue
         answer = handlers[message.word](stage, dict(message.payload))

@@ -38,7 +38,6 @@ class _Child:
     parent: Channel
     recorder: Recorder
     trees: dict[str, int] = field(default_factory=dict)
-    fuse_mount: int = -1
     fuse_device_directory: int = -1
 
 
@@ -157,17 +156,15 @@ def mount_fuse(stage: _Child) -> None:
     """Open /dev/fuse and mount it, detached; the device goes up to the server and nowhere else:
     a copy here would keep the connection alive after the server's death.
     """
-    if not stage.bootstrap.fuse:
-        return
     hint = "may this user open /dev/fuse, and is the fuse module loaded?"
-    with stage.recorder.step("open /dev/fuse", "openat", hint=hint):
-        flags = os.O_RDWR | os.O_CLOEXEC
-        device = os.open("fuse", flags, dir_fd=stage.fuse_device_directory)
-    with stage.recorder.step("mount FUSE", "fsmount"):
-        stage.fuse_mount = mounts.open_fuse(device)
-    stage.parent.send(Word.FUSE_FD, fds=[device])
-    os.close(device)
-    os.close(stage.fuse_device_directory)
+    for wanted in stage.bootstrap.fuse:
+        with stage.recorder.step("open /dev/fuse", "openat", hint=hint):
+            flags = os.O_RDWR | os.O_CLOEXEC
+            device = os.open("fuse", flags, dir_fd=stage.fuse_device_directory)
+        with stage.recorder.step(f"mount FUSE {wanted.name}", "fsmount"):
+            stage.trees[wanted.name] = mounts.open_fuse(device, wanted.attributes)
+        stage.parent.send(Word.FUSE_FD, {"name": wanted.name}, [device])
+        os.close(device)
 
 
 def fork_init(stage: _Child, sockets: Sockets) -> None:
@@ -175,7 +172,7 @@ def fork_init(stage: _Child, sockets: Sockets) -> None:
     recorder = stage.recorder.for_process(INIT)
     pid = os.fork()
     if not pid:
-        inherited = stage2_init.Inherited(stage.trees, stage.fuse_mount)
+        inherited = stage2_init.Inherited(stage.trees)
         stage2_init.main(inherited, sockets.grandchild, sockets.init, recorder)
     sockets.grandchild.close()
     sockets.init.close()

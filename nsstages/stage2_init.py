@@ -26,10 +26,9 @@ from nsstages.typed import from_payload
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What stage 1 hands down by fork: cloned trees by name, and the FUSE mount."""
+    """What stage 1 hands down by fork: cloned trees and FUSE mounts by name."""
 
     trees: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    fuse_mount: int = -1
 
 
 @dataclass(slots=True)
@@ -48,7 +47,7 @@ def main(
     """Run stage 2 in a just forked process; ends in exec, or in the reaper's exit."""
     manager = Channel(init, INIT, MANAGER, recorder)
     parent = Channel(grandchild, INIT, PARENT, recorder)
-    keep = [fd for fd in (*inherited.trees.values(), inherited.fuse_mount) if fd != -1]
+    keep = [fd for fd in inherited.trees.values() if fd != -1]
     keep += [grandchild.fileno(), *([recorder.sink] if recorder.sink is not None else [])]
     run_to_exit(lambda: run(inherited, parent, manager, recorder), manager, COMM[INIT], keep)
 
@@ -152,7 +151,7 @@ def make_root(stage: _Init) -> None:
 def open_root(stage: _Init) -> int:
     """Return the mount that becomes the root."""
     if stage.config.root == Root.FUSE:
-        return stage.inherited.fuse_mount
+        return stage.inherited.trees[stage.config.root_path]
     return tree_of_path(stage, stage.config.root_path)
 
 
