@@ -29,7 +29,7 @@ start_container() {
 {
   "name": "$name",
   "hostname": "demo",
-  "command": ["/bin/sleep", "3600"],
+  "command": ["/bin/sh", "-c", "trap exit TERM; sleep 3600 & wait"],
   "root": {"path": "$work/root"},
   "mounts": [{"type": "proc", "target": "/proc"}, {"type": "dev", "target": "/dev"},
              {"type": "sysfs", "target": "/sys"}]
