@@ -18,12 +18,8 @@ from tests.session import Session
 
 GRACE: Final = 2.0  # seconds in which what ends by itself (a dying connection's server) may end
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_OUR_FILES: Final = (  # the empty directories /run/launcher and /tmp/launcher-UID may stay
-    (Path("/run"), "launcher/*"),
-    (Path("/tmp"), "launcher-[0-9]*/*"),
-    (Path("/tmp"), "launcher[!-]*"),
-    (Path("/tmp"), "launcher-[!0-9]*"),
-)
+# Where state files go; the empty directories themselves may stay.
+_STATE_FILES: Final = ((Path("/run"), "launcher/*"), (Path("/tmp"), "launcher-[0-9]*/*"))
 
 _forked: set[int] = set()
 
@@ -171,9 +167,6 @@ def _cgroups() -> Iterator[str]:
 
 
 def _files(session: Session) -> Iterator[str]:
-    for directory, pattern in _OUR_FILES:
-        for path in directory.glob(pattern):
-            if path != session.directory:
-                yield str(path)
-    for path in session.temporary.iterdir():
-        yield str(path)
+    for directory, pattern in _STATE_FILES:
+        yield from map(str, directory.glob(pattern))
+    yield from map(str, session.temporary.iterdir())
