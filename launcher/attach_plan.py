@@ -3,77 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
 
+from launcher.attachment import (
+    DEFAULT_PATH,
+    FUSE_ROOT,
+    GUARDED,
+    HOST_TOOL_OOM_SCORE,
+    KERNEL_DIRECTORIES,
+    PROGRAMS,
+    VESSEL,
+    Attachment,
+    Host,
+    joined,
+)
+from launcher.container_tree import container_trees, plan_container_server
 from launcher.errors import LauncherError
 from launcher.hostfs.options import HostfsOptions, Mountpoint
-from launcher.people import Person
 from launcher.plan import Descriptors, Plan
-from launcher.settings import Attach, chosen
+from launcher.settings import Attach
 from launcher.supervisor.options import Routing, SupervisorOptions
-from launcher.targets.snapshot import NamespaceRef, Snapshot
+from launcher.targets.snapshot import Snapshot
 from nsstages import credentials
 from nsstages.bootstrap import Bootstrap, FuseMount, Tree
 from nsstages.credentials import CAP_SYS_PTRACE, Credentials
-from nsstages.idmap import IDENTITY, IdMap, IdRange
+from nsstages.idmap import IDENTITY
 from nsstages.init_config import InitConfig, MountPlan, Process, Root, Source
 from nsstages.namespaces import FLAGS, Join
-from nsstages.syscalls import MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-
-GUARDED: Final = MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID
-FUSE_ROOT: Final = "host"
-PROGRAMS: Final = "/.launcher/bin"
-VESSEL: Final = "/.launcher/vessel"
-DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-KERNEL_DIRECTORIES: Final = ("/proc", "/dev", "/sys")
-HOST_TOOL_OOM_SCORE: Final = 1000  # a 20 MiB host tool got a small container's own init killed
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The facts about this machine and user that a plan depends on, read once."""
-
-    namespaces: Mapping[str, int]
-    privileged: bool
-    person: Person
-    environment: Mapping[str, str]
-    cwd: str
-    last_capability: int
-    cgroup_directories: tuple[str, ...]
-    existing: frozenset[str]  # which of the paths to bind exist in the container
-    directories: frozenset[str]  # which of those are directories
-    native: tuple[str, ...]  # host subtrees to attach, without those inside others
-    vessel: bytes
-    filter_program: bytes
-    interactive: bool
-    namespace_files: Mapping[str, NamespaceRef]  # those that the configuration names by file
-
-
-@dataclass(frozen=True, slots=True)
-class _Attach:
-    config: Attach
-    target: Snapshot
-    host: Host
-
-    @property
-    def joins_user_namespace(self) -> bool:
-        """Host root keeps the shell out of reach of the container's root (kernel's own rule)."""
-        wanted = self.config.user_namespace
-        if self.target.namespaces["user"].inode == self.host.namespaces["user"]:
-            return False
-        return wanted == "join" if wanted is not None else not self.host.privileged
-
-    @property
-    def routes(self) -> bool:
-        return self.config.routes
+from nsstages.syscalls import MOUNT_ATTR_RDONLY
 
 
 def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
     """Return the plan. Raises LauncherError where the target may not be attached to like this."""
-    attach = _Attach(config, target, host)
+    attach = Attachment(config, target, host)
     refuse_reachable_shell(attach)
     descriptors = Descriptors()
     trees, mount_plans = plan_mounts(attach, descriptors)
@@ -93,7 +55,7 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
     )
 
 
-def refuse_reachable_shell(attach: _Attach) -> None:
+def refuse_reachable_shell(attach: Attachment) -> None:
     """Refuse where the container's root could ptrace the shell and so act as the host's user."""
     config, target = attach.config, attach.target
     if config.trust_container or config.pid_mode == "host":
@@ -109,23 +71,9 @@ def refuse_reachable_shell(attach: _Attach) -> None:
         )
 
 
-def joined(attach: _Attach) -> dict[str, NamespaceRef]:
-    """Return what to join: the target's kinds that are wanted and differ from the host's, and
-    the files that the configuration names instead.
-    """
-    config, own = attach.config, attach.host.namespaces
-    wanted = set(chosen(config.namespaces) or FLAGS) | {"mnt"}
-    wanted -= {"user"} if not attach.joins_user_namespace else set()
-    wanted -= {"pid"} if config.pid_mode == "host" else set()
-    references = {**attach.target.namespaces, **attach.host.namespace_files}
-    return {
-        kind: reference
-        for kind, reference in references.items()
-        if kind in wanted and reference.inode != own.get(kind)
-    }
-
-
-def plan_bootstrap(attach: _Attach, descriptors: Descriptors, trees: tuple[Tree, ...]) -> Bootstrap:
+def plan_bootstrap(
+    attach: Attachment, descriptors: Descriptors, trees: tuple[Tree, ...]
+) -> Bootstrap:
     """Plan the pipeline: join the target, nest a mount namespace, mount FUSE."""
     target = attach.target
     joins = tuple(
@@ -143,7 +91,7 @@ def plan_bootstrap(attach: _Attach, descriptors: Descriptors, trees: tuple[Tree,
     )
 
 
-def fuse_mounts(attach: _Attach) -> tuple[FuseMount, ...]:
+def fuse_mounts(attach: Attachment) -> tuple[FuseMount, ...]:
     """Return the host's root, and where it is wanted the container's tree with its own ids."""
     root = FuseMount(FUSE_ROOT)
     if attach.config.root.container_access != "fuse":
@@ -152,7 +100,7 @@ def fuse_mounts(attach: _Attach) -> tuple[FuseMount, ...]:
 
 
 def plan_mounts(
-    attach: _Attach, descriptors: Descriptors
+    attach: Attachment, descriptors: Descriptors
 ) -> tuple[tuple[Tree, ...], tuple[MountPlan, ...]]:
     """Plan what is cloned in stage 1 and attached in stage 2, in the order of attaching."""
     root = descriptors.add(attach.target.root_fd, "root of the target")
@@ -181,66 +129,7 @@ def _target_of(tree: Tree, prefix: str) -> str:
     return tree.path
 
 
-def container_trees(attach: _Attach, descriptors: Descriptors, root: int) -> tuple[Tree, ...]:
-    """Plan /c: one recursive clone, or a clone a mount where ids are to be mapped."""
-    if attach.config.root.container_access == "fuse":
-        return ()
-    if not shows_mapped_ids(attach):
-        return (Tree("c:/", "/", "inside", beneath=root, attributes=GUARDED),)
-    outside, inside = mapping_namespaces(attach.target)
-    candidates = (
-        descriptors.add(-1, "user namespace that maps the host's ids back", outside),
-        descriptors.add(-1, "user namespace that keeps the container's ids", inside),
-    )
-    return tuple(
-        Tree(f"c:{path}", path, "inside", beneath=root, recursive=False, attributes=GUARDED,
-             idmap_userns=candidates, required=path == "/")
-        for path in container_mount_points(attach.target)
-    )  # fmt: skip
-
-
-def shows_mapped_ids(attach: _Attach) -> bool:
-    """Tell whether /c is to show the container's ids while the shell has the host's."""
-    return (
-        attach.config.root.container_access in ("auto", "idmapped")
-        and attach.host.privileged
-        and not attach.joins_user_namespace
-        and not attach.target.namespaces["user"].is_ours
-    )
-
-
-def mapping_namespaces(target: Snapshot) -> tuple[tuple[IdMap, IdMap], tuple[IdMap, IdMap]]:
-    """Return (uid, gid) maps of the two candidate namespaces: an idmapped mount looks up the id
-    of the file system as inside and shows the outside one.
-    """
-    reversed_maps = (_reverse(target.uid_map), _reverse(target.gid_map))
-    kept_maps = (_keep(target.uid_map), _keep(target.gid_map))
-    return reversed_maps, kept_maps
-
-
-def _reverse(id_map: IdMap) -> IdMap:
-    return tuple(IdRange(inside=r.outside, outside=r.inside, count=r.count) for r in id_map)
-
-
-def _keep(id_map: IdMap) -> IdMap:
-    return tuple(IdRange(inside=r.inside, outside=r.inside, count=r.count) for r in id_map)
-
-
-def container_mount_points(target: Snapshot) -> tuple[str, ...]:
-    """Return the target's mount points, parents first, without those below /proc, /dev, /sys."""
-    points = {
-        mount.mount_point
-        for mount in target.mounts
-        if not any(_is_below(mount.mount_point, above) for above in KERNEL_DIRECTORIES)
-    }
-    return tuple(sorted(points | {"/"}))
-
-
-def _is_below(path: str, above: str) -> bool:
-    return path == above or path.startswith(f"{above}/")
-
-
-def bound_paths(attach: _Attach) -> tuple[str, ...]:
+def bound_paths(attach: Attachment) -> tuple[str, ...]:
     """Return the container's paths that replace the host's, of those that exist there."""
     wanted = attach.config.root.from_container
     if attach.config.pid_mode != "join":
@@ -248,7 +137,7 @@ def bound_paths(attach: _Attach) -> tuple[str, ...]:
     return tuple(path for path in wanted if path in attach.host.existing)
 
 
-def plan_hostfs(attach: _Attach) -> HostfsOptions:
+def plan_hostfs(attach: Attachment) -> HostfsOptions:
     """Plan the FUSE server: the host's tree, with a fixed mount point for all that is mounted."""
     config, target, host = attach.config, attach.target, attach.host
     paths = [config.root.container_path, *KERNEL_DIRECTORIES, *bound_paths(attach), *host.native]
@@ -271,25 +160,6 @@ def plan_hostfs(attach: _Attach) -> HostfsOptions:
     )
 
 
-def plan_container_server(attach: _Attach) -> tuple[HostfsOptions, ...]:
-    """Plan a second server for /c, as seed 1 proposes: it shows the container's ids whatever the
-    file system can, at the price of FUSE.
-    """
-    if attach.config.root.container_access != "fuse":
-        return ()
-    target = attach.target
-    shown = not attach.joins_user_namespace or attach.target.namespaces["user"].is_ours
-    return (
-        HostfsOptions(
-            source=f"/proc/self/fd/{target.root_fd}",
-            mountpoints=tuple(Mountpoint(path, is_directory=True) for path in KERNEL_DIRECTORIES),
-            uid_map=target.uid_map if shown else IDENTITY,
-            gid_map=target.gid_map if shown else IDENTITY,
-            container_root_fd=target.root_fd,
-        ),
-    )
-
-
 def container_path(target: Snapshot) -> tuple[str, ...]:
     """Return the directories of the container's own PATH."""
     variables = dict(entry.split("=", 1) for entry in target.environment if "=" in entry)
@@ -297,7 +167,7 @@ def container_path(target: Snapshot) -> tuple[str, ...]:
     return tuple(directory for directory in path.split(":") if directory.startswith("/"))
 
 
-def plan_supervisor(attach: _Attach) -> SupervisorOptions | None:
+def plan_supervisor(attach: Attachment) -> SupervisorOptions | None:
     """Plan supervision and, where it is wanted and possible, routing."""
     config, target, host = attach.config, attach.target, attach.host
     if config.supervise == "off":
@@ -320,7 +190,7 @@ def plan_supervisor(attach: _Attach) -> SupervisorOptions | None:
     return SupervisorOptions(mode=config.supervise, routing=routing)
 
 
-def vessel_joins(attach: _Attach) -> tuple[tuple[int, int], ...]:
+def vessel_joins(attach: Attachment) -> tuple[tuple[int, int], ...]:
     """Return what a routed program joins: its mount namespace, and where the shell is not in the
     target's already, the others; the user namespace last.
     """
@@ -334,7 +204,7 @@ def vessel_joins(attach: _Attach) -> tuple[tuple[int, int], ...]:
     )
 
 
-def plan_init(attach: _Attach, mount_plans: tuple[MountPlan, ...]) -> InitConfig:
+def plan_init(attach: Attachment, mount_plans: tuple[MountPlan, ...]) -> InitConfig:
     """Plan stage 2: FUSE root, mounts, terminal, filter, the shell as the user."""
     config, host = attach.config, attach.host
     mounts = mount_plans
@@ -357,7 +227,7 @@ def plan_init(attach: _Attach, mount_plans: tuple[MountPlan, ...]) -> InitConfig
     )
 
 
-def plan_process(attach: _Attach) -> Process:
+def plan_process(attach: Attachment) -> Process:
     """Plan the shell: the person's, with their home and history, and the container's PATH added."""
     config, host, person = attach.config, attach.host, attach.host.person
     rights = Credentials()
@@ -373,14 +243,14 @@ def plan_process(attach: _Attach) -> Process:
     )
 
 
-def shell_of(attach: _Attach) -> str:
+def shell_of(attach: Attachment) -> str:
     """Return $SHELL where it is the person's own environment, else their login shell."""
     host = attach.host
     own = host.environment.get("USER", host.person.name) == host.person.name
     return host.environment.get("SHELL", host.person.shell) if own else host.person.shell
 
 
-def environment_of(attach: _Attach) -> dict[str, str]:
+def environment_of(attach: Attachment) -> dict[str, str]:
     """Return the shell's environment: the invoker's, made the person's, then the overrides."""
     config, host, person = attach.config, attach.host, attach.host.person
     environment = {} if config.clear_env else dict(host.environment)
@@ -391,7 +261,7 @@ def environment_of(attach: _Attach) -> dict[str, str]:
     return environment | dict(config.env)
 
 
-def plan_notes(attach: _Attach) -> tuple[str, ...]:
+def plan_notes(attach: Attachment) -> tuple[str, ...]:
     """Return what a person at the terminal is told: one line."""
     prefix = attach.config.root.container_path
     writable = "read-only" if attach.config.root.read_only else "writable"

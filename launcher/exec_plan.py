@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.attach_plan import DEFAULT_PATH
+from launcher.attachment import DEFAULT_PATH
 from launcher.plan import Descriptor, Descriptors, Plan
 from launcher.settings import Exec, chosen
 from launcher.targets.snapshot import NamespaceRef, Snapshot

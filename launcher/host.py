@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from functools import partial
 
-from launcher.attach_plan import Host
+from launcher.attachment import Host
 from launcher.joins import open_namespace_files
 from launcher.people import Person, invoking_person, person_named
 from launcher.settings import Attach

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from launcher.attach_plan import DEFAULT_PATH, FUSE_ROOT
+from launcher.attachment import DEFAULT_PATH, FUSE_ROOT
 from launcher.hostfs.options import HostfsOptions, Mountpoint
 from launcher.people import Person
 from launcher.plan import Descriptors, Plan

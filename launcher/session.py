@@ -75,8 +75,7 @@ class Session:
         self.pipeline = self._start_pipeline()
         devices: list[int] = []
         try:
-            for _ in self.fuse:
-                devices.append(self.pipeline.receive_fuse_device())
+            devices += [self.pipeline.receive_fuse_device() for _ in self.fuse]
             pid = self.pipeline.receive_pids()
             for server, device in zip(self.fuse, devices, strict=True):
                 # After the pids: the server's slow imports run beside the pipeline's work.

@@ -142,7 +142,7 @@ class Mounted:
         unshare(CLONE_NEWNS)
         mounts.make_private()
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        mount_fd = mounts.open_fuse(device)
+        mount_fd = mounts.open_fuse(device, 0)
         move_mount(mount_fd, AT_FDCWD, str(self.path))
         os.close(mount_fd)
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [device]))

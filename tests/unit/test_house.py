@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -60,10 +62,26 @@ def test_module_fits_on_a_few_pages(path: Path) -> None:
 
 
 def test_the_pipeline_stays_small() -> None:
-    """The pipeline is meant to be read: under 2,000 lines in all."""
-    lines = sum(len((ROOT / p).read_text().splitlines()) for p in modules("nsstages"))
+    """The pipeline is meant to be read: under 2,000 lines of code, docstrings not counted."""
+    lines = sum(len(code_lines((ROOT / p).read_text())) for p in modules("nsstages"))
 
     assert lines < 2000
+
+
+def code_lines(source: str) -> set[int]:
+    """Return the numbers of the lines that hold code: no comment, docstring or empty line."""
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            text = node.body[0]
+            lines.difference_update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return lines
 
 
 def test_no_module_is_a_junk_drawer() -> None:
