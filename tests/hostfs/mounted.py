@@ -124,8 +124,6 @@ class Mounted:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if not pid:
-            # The sockets of other mounts too: their holders wait for our end of file
-            close_all_but([theirs.fileno()])
             os._exit(_forked(lambda: self._hold(theirs)))
         theirs.close()
         if self._has_userns:
@@ -135,6 +133,8 @@ class Mounted:
         return pid, ours
 
     def _hold(self, sock: socket.socket) -> None:
+        # The sockets of other mounts too: their holders wait for our end of file
+        close_all_but([sock.fileno()])
         if self._has_userns:
             unshare(CLONE_NEWUSER)
             sock.send(b"u")
@@ -160,7 +160,6 @@ class Mounted:
         read_fd, write_fd = os.pipe()
         pid = os.fork()
         if not pid:
-            os.close(read_fd)
             os._exit(_forked(lambda: self._run_inside(function, rights, write_fd)))
         os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
@@ -200,7 +199,6 @@ class Mounted:
         read_fd, write_fd = os.pipe()
         pid = os.fork()
         if not pid:
-            os.close(read_fd)
             os._exit(_forked(lambda: self._exec(argv, rights, write_fd)))
         os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
