@@ -15,7 +15,7 @@ from launcher.settings import Attach
 from launcher.supervisor.notify import filter_program
 from launcher.supervisor.vessel import image
 from launcher.targets.bounded import Answer, in_child
-from launcher.targets.cgroups import directories, frozen_directory
+from launcher.targets.cgroups import directories, frozen_directory, parse_cgroup
 from launcher.targets.mounts import parse_mountinfo
 from launcher.targets.snapshot import Snapshot
 from launcher.terminal import is_interactive
@@ -83,7 +83,13 @@ def cgroup_directories(target: Snapshot) -> tuple[str, ...]:
     """Return the directories of the target's cgroups that differ from this process's own."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
-    return tuple(directories(target.cgroups, mounts).values())
+    with open("/proc/self/cgroup", errors="surrogateescape") as file:
+        own = parse_cgroup(file.read())
+    return tuple(
+        directory
+        for membership, directory in directories(target.cgroups, mounts).items()
+        if membership not in own
+    )
 
 
 def refuse_frozen(target: Snapshot) -> None:
