@@ -87,9 +87,7 @@ class Container:
             finally:
                 os.close(pidfd)
         wait_until_gone(self)
-        for hierarchy in _hierarchies():
-            with suppress(OSError):  # absent, or in use by another container
-                os.rmdir(f"{hierarchy}{self.engine.session.cgroup}")
+        _remove_empty_cgroups(self.engine.session.cgroup)
 
 
 class Engine(ABC):
@@ -200,6 +198,14 @@ def _hierarchies() -> Iterator[Path]:
     """Yield every directory that can be the root of a cgroup hierarchy, of version 1 or 2."""
     yield _CGROUPS
     yield from _CGROUPS.iterdir()
+
+
+def _remove_empty_cgroups(parent: str) -> None:
+    """Remove what no other container of the worker uses; podman leaves a cgroup for monitors."""
+    for hierarchy in _hierarchies():
+        for directory, _, _ in os.walk(f"{hierarchy}{parent}", topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)
 
 
 def _processes_of(namespace: int) -> Iterator[int]:
