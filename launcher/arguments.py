@@ -57,18 +57,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _action(name: str) -> Any:
-    def act(options: argparse.Namespace) -> int:
-        from launcher import cli
-
-        return int(getattr(cli, name)(options))
-
-    return act
-
-
 def _add_launch(commands: Any, engine: str, text: str) -> None:
     command = commands.add_parser(engine, help=text, description=text, allow_abbrev=False)
-    command.set_defaults(action=_action("launch"), engine=engine)
+    command.set_defaults(action="launch", engine=engine)
     _add_settings(command, engine)
 
 
@@ -112,7 +103,7 @@ def _add_attach(command: argparse.ArgumentParser) -> None:
 def _add_explain(commands: Any) -> None:
     text = "print the plan that would run"
     command = commands.add_parser("explain", help=text, description=text, allow_abbrev=False)
-    command.set_defaults(action=_action("explain"))
+    command.set_defaults(action="explain")
     command.add_argument("--engine", choices=("attach", "run", "exec"),
                          help="whose plan; by default attach with a target, else run")  # fmt: skip
     _add_settings(command, "attach")
@@ -126,7 +117,7 @@ def _add_readers(commands: Any) -> None:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(argument, metavar=argument.upper())
-        command.set_defaults(action=_action(name))
+        command.set_defaults(action=name)
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
 from launcher.arguments import overrides, parse
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import LauncherError
 from nsstages.errors import NsstagesError, StageFailed
 
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        return int(options.action(options))
+        return _ACTIONS[options.action](options)
     except (LauncherError, NsstagesError) as error:
         return _report(error)
     except KeyboardInterrupt:
@@ -151,4 +152,12 @@ def diagram(options: argparse.Namespace) -> int:
     return 0
 
 
-__all__ = ["UsageError", "main"]
+_ACTIONS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = MappingProxyType(
+    {
+        "launch": launch,
+        "explain": explain,
+        "schema": schema,
+        "report": report,
+        "diagram": diagram,
+    }
+)
