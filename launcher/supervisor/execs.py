@@ -20,7 +20,7 @@ from launcher.supervisor.passage import Outcome, Passage, Request, Vessel
 from launcher.supervisor.program import error_of
 from launcher.supervisor.resolver import Caller, Shell
 from launcher.supervisor.rights import can_board
-from launcher.supervisor.routes import HOST, Container, Decision, Target, decide
+from launcher.supervisor.routes import HOST, Container, Decision, Host, Target, decide
 from launcher.supervisor.tree import Tree
 from nsstages.syscalls import AT_EMPTY_PATH, AT_FDCWD
 from nsstages.trace import Recorder
@@ -51,7 +51,7 @@ class Router:
             decision = decide(target, self.shell.layout, Caller(tid, self.shell))
         except OSError:
             return HOST  # no such descriptor, or the caller is gone: the kernel says it better
-        return decision if decision is HOST or self.shell.has(tid) else HOST
+        return decision if isinstance(decision, Host) or self.shell.has(tid) else HOST
 
 
 def _target(notification: Notification, abi: Abi, path: str) -> Target | None:
@@ -92,12 +92,25 @@ class Execs:
         decision: Decision = HOST
         if free and self._router is not None:
             decision = self._router.decide(notification, abi, path)
-        if decision is HOST:
-            if self._recording:
-                self._note(notification, path, first + 1)
-            self._listener.let_through(notification.id)
+        if isinstance(decision, Host):
+            self._let_through(notification, decision, path, first + 1)
             return None
         return self._divert(notification, abi, decision, path)
+
+    def _let_through(
+        self, notification: Notification, decision: Host, path: str, argv_index: int
+    ) -> None:
+        tracee = self._tree.tracees.get(notification.tid)
+        if decision.watched:
+            if tracee is not None:
+                tracee.watched = True
+            elif decision.doubtful and self._router and self._router.shell.has(notification.tid):
+                # Nobody will look at what is executed, and the container can still exchange it.
+                self._refuse(notification, path, errno.EACCES)
+                return
+        if self._recording:
+            self._note(notification, path, argv_index)
+        self._listener.let_through(notification.id)
 
     def _divert(
         self, notification: Notification, abi: Abi, decision: Decision, path: str
@@ -136,25 +149,32 @@ class Execs:
         else:
             self._record(notification.tid, path, argv0, routed=False, error=None)
 
-    def ran(self, pid: int) -> None:
-        """An ordinary exec of a tracee succeeded; it is in its exec stop.
+    def check(self, pid: int) -> None:
+        """Look at what a tracee in its exec stop runs, and kill it when it must not.
 
-        Kills it when the file was exchanged after the decision: FLAG_CONTINUE is a race by nature.
+        The file can have been exchanged after the decision: FLAG_CONTINUE is a race by nature.
         """
         tracee = self._tree.tracees.get(pid)
-        routed = tracee is not None and tracee.routed
-        if self._router is not None and not routed:
-            try:
-                strange = self._router.shell.runs_strange_file(pid)
-            except OSError:
-                strange = False  # killed meanwhile
-            if strange:
-                os.kill(pid, signal.SIGKILL)
-                self._recorder.event("exec.killed", subject=pid)
-        if self._recording and tracee is not None and tracee.called is not None:
+        if tracee is not None and tracee.watched:
+            tracee.watched = False
+            self._kill_strange(pid)
+
+    def ran(self, pid: int) -> None:
+        """Record that an ordinary exec of a tracee succeeded."""
+        tracee = self._tree.tracees.get(pid)
+        if tracee is not None and tracee.called is not None:
             path, argv0 = tracee.called
             tracee.called = None
-            self._record(pid, path, argv0, routed=routed, error=0)
+            self._record(pid, path, argv0, routed=tracee.routed, error=0)
+
+    def _kill_strange(self, pid: int) -> None:
+        try:
+            strange = self._router is not None and self._router.shell.runs_strange_file(pid)
+        except OSError:
+            return  # killed meanwhile
+        if strange:
+            os.kill(pid, signal.SIGKILL)
+            self._recorder.event("exec.killed", subject=pid)
 
     def arrived(self, pid: int, passage: Passage, outcome: Outcome) -> None:
         """A passage has ended."""
@@ -184,7 +204,7 @@ class Execs:
 def _first_argument(notification: Notification, argv_index: int) -> str:
     try:
         size = 4 if notification.arch & 0x80000000 == 0 else 8
-        pointer = memory.read(notification.tid, notification.arguments[argv_index], size)
-        return os.fsdecode(memory.read_string(notification.tid, int.from_bytes(pointer, "little")))
+        pointer = memory.read_word(notification.tid, notification.arguments[argv_index], size)
+        return os.fsdecode(memory.read_string(notification.tid, pointer))
     except OSError:
         return ""

@@ -25,6 +25,7 @@ from launcher.supervisor.machine import abi_of, is_ptrace
 from launcher.supervisor.notify import PTRACE_TRACEME, Listener, Notification
 from launcher.supervisor.options import Mode, SupervisorOptions
 from launcher.supervisor.passage import Event, Passage
+from launcher.supervisor.resolver import process_of
 from launcher.supervisor.tree import Tree
 from nsstages.channel import Channel, close_all
 from nsstages.messages import Word
@@ -201,9 +202,12 @@ class Supervisor:
         if errand is not None:
             self._advance(tid, errand, status)
             return
-        if did_exec:
-            self._execs.ran(tid)
+        if not did_exec:
+            self._tree.run_on(tid, status)
+            return
+        self._execs.check(tid)
         self._tree.run_on(tid, status)
+        self._execs.ran(tid)
 
     def _rename(self, former: int, tid: int) -> None:
         """A thread's exec made it the process: the errands of the former leader are void."""
@@ -279,7 +283,7 @@ class Supervisor:
             tracer.seize(tid, options)
         except (PermissionError, ProcessLookupError):
             return False
-        self._tree.add(tid, tid)
+        self._tree.add(tid, process_of(tid))
         if self._listener.is_valid(notification.id):
             return True
         # The caller died and its number was used again: this is a stranger.

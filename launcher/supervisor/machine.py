@@ -82,14 +82,17 @@ class Amd64:
 MACHINE: Final = Amd64
 
 
+_EXECS: Final = {
+    (abi.audit_arch, number): abi for abi in MACHINE.ABIS for number in (abi.execve, abi.execveat)
+}
+_PTRACES: Final = frozenset((abi.audit_arch, abi.ptrace) for abi in MACHINE.ABIS)
+
+
 def abi_of(audit_arch: int, number: int) -> Abi | None:
-    """Return the ABI of a notified system call, or None when it is none of an exec."""
-    for abi in MACHINE.ABIS:
-        if abi.audit_arch == audit_arch and number in (abi.execve, abi.execveat):
-            return abi
-    return None
+    """Return the ABI of a notified execve or execveat, None for another call."""
+    return _EXECS.get((audit_arch, number))
 
 
 def is_ptrace(audit_arch: int, number: int) -> bool:
     """Tell whether a notified system call is ptrace(2)."""
-    return any(a.audit_arch == audit_arch and a.ptrace == number for a in MACHINE.ABIS)
+    return (audit_arch, number) in _PTRACES

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Final
+from typing import Final, NoReturn
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _PAGE: Final = 4096
+_SHORT: Final = 256  # most strings end within; copying a page would cost more
 PATH_MAX: Final = 4096
 
 
@@ -25,50 +26,49 @@ for _name in ("process_vm_readv", "process_vm_writev"):
 _readv: Final = _libc.process_vm_readv
 _writev: Final = _libc.process_vm_writev
 
-# One buffer and its vectors for all reads of a page: the supervisor has one thread, and building
-# them anew would cost more than the system call.
-_page: Final = ctypes.create_string_buffer(_PAGE)
-_page_view: Final = memoryview(_page).cast("B")
-_local: Final = _Vector(ctypes.addressof(_page), _PAGE)
+# One buffer and its vectors for all reads: the supervisor has one thread, and building them anew
+# would cost more than the system call.
+_buffer: Final = ctypes.create_string_buffer(_PAGE)
+_buffer_view: Final = memoryview(_buffer).cast("B")
+_local: Final = _Vector(ctypes.addressof(_buffer), _PAGE)
 _remote: Final = _Vector(0, 0)
 _local_reference: Final = ctypes.pointer(_local)
 _remote_reference: Final = ctypes.pointer(_remote)
 
 
-def _raise() -> None:
+def _raise() -> NoReturn:
     code = ctypes.get_errno()
     raise OSError(code, os.strerror(code))
 
 
-def read_page_rest(tid: int, address: int) -> memoryview:
-    """Return the bytes from ``address`` to the end of its page; valid until the next read."""
-    length = _PAGE - address % _PAGE
+def read(tid: int, address: int, size: int) -> bytes:
+    """Return at most ``size`` bytes at ``address``, not beyond its page. Raises OSError."""
     _remote.base = address
-    _remote.length = length
+    _remote.length = min(size, _PAGE - address % _PAGE)
     got = _readv(tid, _local_reference, 1, _remote_reference, 1, 0)
     if got == -1:
         _raise()
-    return _page_view[:got]
-
-
-def read(tid: int, address: int, size: int) -> bytes:
-    """Return ``size`` bytes of the process's memory. Raises OSError (EFAULT when unmapped)."""
-    data = b""
-    while len(data) < size:
-        data += bytes(read_page_rest(tid, address + len(data))[: size - len(data)])
-    return data
+    return bytes(_buffer_view[:got])
 
 
 def read_string(tid: int, address: int, limit: int = PATH_MAX) -> bytes:
     """Return the NUL-terminated string at ``address``, cut at ``limit``. Raises OSError."""
-    text = b""
-    while len(text) < limit:
-        piece = bytes(read_page_rest(tid, address + len(text)))
-        end = piece.find(b"\0")
-        if end != -1:
-            return text + piece[:end]
+    text = read(tid, address, _SHORT)
+    end = text.find(b"\0")
+    while end == -1 and len(text) < limit:
+        piece = read(tid, address + len(text), _PAGE)
+        found = piece.find(b"\0")
+        end = len(text) + found if found != -1 else -1
         text += piece
-    return text[:limit]
+    return text[:end] if end != -1 else text[:limit]
+
+
+def read_word(tid: int, address: int, size: int) -> int:
+    """Return the pointer of ``size`` bytes at ``address``. Raises OSError."""
+    data = read(tid, address, size)
+    if len(data) < size:
+        data += read(tid, address + len(data), size - len(data))
+    return int.from_bytes(data, "little")
 
 
 def write(tid: int, address: int, data: bytes) -> None:

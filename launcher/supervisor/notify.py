@@ -10,8 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from launcher.supervisor.machine import MACHINE
 
@@ -101,8 +100,7 @@ def _by_argument(index: int, values: tuple[int, ...], action: int) -> list[bytes
     return _load(low_word) + _when(values, _return(action)) + _return(_RET_ALLOW)
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """A thread (``tid`` as the supervisor's PID namespace numbers it) waiting for an answer."""
 
     id: int

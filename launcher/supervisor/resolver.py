@@ -7,6 +7,7 @@ container's root: /proc/PID/root of a process with a FUSE root is closed even to
 from __future__ import annotations
 
 import os
+from stat import S_ISLNK
 from typing import Final
 
 from launcher.supervisor.mounts import MountTable, Tree, mount_id, mount_id_of
@@ -111,8 +112,10 @@ class Caller:
 
     def host_link(self, path: str) -> str | None:
         """Return the text of a symbolic link of the host."""
+        path = self._shell.source + path
         try:
-            return os.readlink(self._shell.source + path)
+            # Not readlink at once: raising and catching its EINVAL costs several times as much.
+            return os.readlink(path) if S_ISLNK(os.lstat(path).st_mode) else None
         except OSError:
             return None
 
@@ -181,11 +184,20 @@ class Caller:
 
 
 def numbers_of(tid: int) -> list[str]:
-    """Return the numbers of ``tid`` in its PID namespaces, outermost first."""
+    """Return the numbers of ``tid`` in its PID namespaces, outermost first; none when gone."""
+    return _status_line(tid, "NSpid:")
+
+
+def process_of(tid: int) -> int:
+    """Return the process that the thread ``tid`` belongs to."""
+    return int(next(iter(_status_line(tid, "Tgid:")), tid))
+
+
+def _status_line(tid: int, key: str) -> list[str]:
     try:
         with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as status:
             for line in status:
-                if line.startswith("NSpid:"):
+                if line.startswith(key):
                     return line.split()[1:]
     except OSError:
         pass

@@ -58,7 +58,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """An ordinary exec; also one that will fail by itself, with the errno that the kernel says."""
+    """An ordinary exec; also one that will fail by itself, with the errno that the kernel says.
+
+    ``watched``: the way led through something that the container can exchange before the kernel
+    walks it again, so what is executed must be looked at. ``doubtful``: it can be a link.
+    """
+
+    watched: bool = False
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ def decide(target: Target, layout: Layout, resolver: Resolver) -> Decision:
     if place.where is Where.FOREIGN:
         return Refused(errno.EACCES)
     if not target.path:
-        return _file_at(place)
+        return Container(place.path) if place.where is Where.CONTAINER else HOST
     if is_below(place.path, "/proc"):
         # From the top, since the links below it are not what their text says.
         return walk.follow(f"{place.path}/{target.path}")
@@ -152,6 +159,8 @@ class _Walk:
         self._pending: list[str] = []  # components still to walk, the next one last
         self._from_caller = 0  # how many of the first pending come from the caller or the host
         self._links = 0
+        self._watched = False
+        self._doubtful = False
 
     def stand_at(self, place: Place) -> None:
         """Go on from ``place``."""
@@ -164,6 +173,7 @@ class _Walk:
     def follow(self, path: str) -> Decision:
         """Walk ``path`` from here."""
         self._push(path)
+        self._from_caller = len(self._pending)
         while self._pending:
             if self._by_prefix and ".." not in self._pending:
                 break  # what is left, the kernel resolves inside the container
@@ -174,16 +184,17 @@ class _Walk:
             if decision is not None:
                 return decision
         if not self._inside:
-            return HOST
+            return self._host()
         rest = "".join(f"/{component}" for component in reversed(self._pending))
         return Container(self._at + rest or "/")
+
+    def _host(self) -> Decision:
+        return Host(self._watched, self._doubtful) if self._watched else HOST
 
     def _push(self, path: str) -> None:
         if path.startswith("/"):
             self._at = ""
         self._pending.extend(c for c in reversed(path.split("/")) if c and c != ".")
-        if not self._inside:
-            self._from_caller = len(self._pending)
 
     def _step(self, component: str, *, of_container: bool) -> Decision | None:
         if component == "..":
@@ -209,7 +220,7 @@ class _Walk:
     def _enter(self, door: str) -> Decision | None:
         if door == self._layout.program_directory:
             return self._enter_programs()
-        self._inside = True
+        self._inside = self._watched = True
         self._by_prefix = door == self._layout.container_prefix
         self._at = "" if self._by_prefix else door
         return None
@@ -222,12 +233,12 @@ class _Walk:
             return None
         self._links += 1
         if self._links > _MAX_LINKS:
-            return HOST
-        inside = self._inside
-        from_caller = self._from_caller
+            return self._host()
         self._push(link)
-        if inside:
-            self._from_caller = from_caller
+        if self._inside:
+            self._doubtful = True
+        else:
+            self._from_caller = len(self._pending)
         return None
 
     def _enter_programs(self) -> Decision | None:
@@ -236,11 +247,12 @@ class _Walk:
             self._at = self._layout.program_directory
             return None
         path = self._resolver.container_program(self._pending[-1])
-        return HOST if path is None or len(self._pending) > 1 else Container(path)
+        return self._host() if path is None or len(self._pending) > 1 else Container(path)
 
     def _enter_proc(self) -> Decision | None:
         """In /proc: nothing is a program but what the links of processes lead to."""
         self._at = "/proc"
+        self._watched = True
         self._inside = self._inside or "/proc" in self._layout.bound
         inner: list[str] = []
         while self._pending:
@@ -256,20 +268,16 @@ class _Walk:
             place = self._resolver.process_link(*link) if link is not None else None
             if place is not None:
                 return self._go_on_from(place)
-        return HOST
+        return self._host()
 
     def _go_on_from(self, place: Place) -> Decision | None:
         if place.where is Where.FOREIGN:
             return Refused(errno.EACCES)
         if not self._pending:
-            return _file_at(place)
+            return Container(place.path) if place.where is Where.CONTAINER else self._host()
         self._from_caller = min(self._from_caller, len(self._pending))
         self.stand_at(place)
         return None
-
-
-def _file_at(place: Place) -> Decision:
-    return Container(place.path) if place.where is Where.CONTAINER else HOST
 
 
 def _process_link(inner: list[str]) -> tuple[str, str] | None:

@@ -21,12 +21,14 @@ _STOPPING: Final = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, si
 class Tracee:
     """A traced thread. ``routed`` tells that it runs a program in the container's view.
 
-    ``called`` is the exec that it was last notified for: path and argv[0], kept when recording.
+    ``called`` is the exec that it was last notified for: path and argv[0], kept when recording;
+    ``watched`` that what this exec runs must be looked at.
     """
 
     process: int
     routed: bool = False
     called: tuple[str, str] | None = None
+    watched: bool = False
 
 
 class Tree:
@@ -35,10 +37,13 @@ class Tree:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.tracees: dict[int, Tracee] = {}
+        self._threaded: set[int] = set()  # processes that have or had a second thread
 
     def add(self, tid: int, process: int) -> None:
         """Count a thread that has been seized."""
         self.tracees[tid] = Tracee(process)
+        if tid != process:
+            self._threaded.add(process)
 
     def forget(self, tid: int) -> None:
         """Stop counting a thread that is detached or dead."""
@@ -48,10 +53,14 @@ class Tree:
         """A thread was reaped."""
         tracee = self.tracees.pop(tid, None)
         if tracee is not None and tracee.process == tid:
+            self._threaded.discard(tid)
             self._recorder.event("exit", subject=tid, status=status)
 
     def became_process(self, tid: int) -> int:
         """At an exec: return the thread that called it, whose number is now the process's."""
+        if tid not in self._threaded:
+            return tid
+        self._threaded.discard(tid)
         former = tracer.event_message(tid)
         if former != tid and former in self.tracees:
             self.tracees[tid] = self.tracees.pop(former)
@@ -63,24 +72,25 @@ class Tree:
         event = status >> 16
         number = status >> 8 & 0xFF
         try:
-            if event in tracer.FORKS:
-                self._forked(tid, event)
-            elif tid not in self.tracees:
-                self.tracees[tid] = Tracee(tid)  # a new child, before its parent's report
+            child = tracer.event_message(tid) if event in tracer.FORKS else 0
             if event == tracer.EVENT_STOP and number in _STOPPING:
                 tracer.listen(tid)
             else:
                 tracer.resume(tid, 0 if event or number & 0x80 else number)
         except ProcessLookupError:
             return  # killed in the stop; its end is reported next
+        if child:
+            self._forked(tid, child, event)
+        elif tid not in self.tracees:
+            self.tracees[tid] = Tracee(tid)  # a new child, before its parent's report
 
-    def _forked(self, tid: int, event: int) -> None:
-        child = tracer.event_message(tid)
+    def _forked(self, tid: int, child: int, event: int) -> None:
         parent = self.tracees.get(tid)
         process = parent.process if parent else tid
         tracee = self.tracees.setdefault(child, Tracee(child))
         tracee.routed = tracee.routed or bool(parent and parent.routed)
         if event == tracer.EVENT_CLONE and os.path.exists(f"/proc/{process}/task/{child}"):
             tracee.process = process
+            self._threaded.add(process)
         else:
             self._recorder.event("fork", subject=child, parent=process)

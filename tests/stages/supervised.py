@@ -8,12 +8,13 @@ tree at /c noexec and nosuid, its /proc and /dev, the vessel, the filter; and fo
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import select
 import shutil
 import signal
 import socket
-import subprocess
+import termios
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,7 +40,6 @@ from nsstages.syscalls import (
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MS_BIND,
-    MS_REC,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
@@ -60,8 +60,8 @@ from nsstages.syscalls import (
 
 BUSYBOX: Final = "/opt/box/busybox"  # of the container; the host has nothing there
 APPLETS: Final = (
-    "cat", "env", "false", "id", "kill", "ls", "pwd", "readlink", "sh", "sleep", "stat", "test", "true",
-    "echo", "head", "md5sum", "mkdir", "seq",
+    "cat", "env", "false", "id", "kill", "ls", "pwd", "readlink", "sh", "sleep", "stat", "test",
+    "true", "echo", "head", "md5sum", "mkdir", "seq",
 )  # fmt: skip
 KINDS: Final = (
     ("ipc", CLONE_NEWIPC), ("uts", CLONE_NEWUTS), ("pid", CLONE_NEWPID), ("mnt", CLONE_NEWNS),
@@ -73,7 +73,19 @@ DEVICES: Final = ("null", "zero", "urandom", "tty")
 
 def build_root(root: Path) -> None:
     """Make a container's root directory: a static busybox and links that only work inside."""
-    for name in ("bin", "c", "dev", "etc", "opt/box", "proc", "root", "sys", "tmp", "work", "scripts"):
+    for name in (
+        "bin",
+        "c",
+        "dev",
+        "etc",
+        "opt/box",
+        "proc",
+        "root",
+        "sys",
+        "tmp",
+        "work",
+        "scripts",
+    ):
         (root / name).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copy("/bin/busybox", root / BUSYBOX[1:])
@@ -82,7 +94,7 @@ def build_root(root: Path) -> None:
     (root / "etc/marker").write_text("the container\n")
     for name in DEVICES:
         (root / "dev" / name).touch()
-    write_program(root / "scripts/where", "#!/bin/sh\ncat /etc/marker\necho \"$0 $@\"\n")
+    write_program(root / "scripts/where", '#!/bin/sh\ncat /etc/marker\necho "$0 $@"\n')
     write_program(root / "scripts/headless", "cat /etc/marker\n")
     write_program(root / "scripts/orphan", "#!/no/such/interpreter\n")
     (root / "etc/plain").write_text("not a program\n")
@@ -118,6 +130,10 @@ class Container:
     namespace_fds: tuple[tuple[int, int], ...]
     root_fd: int
     userns: bool
+
+    def namespace_fd(self, flag: int) -> int:
+        """Return the descriptor of its namespace of this kind."""
+        return next(fd for fd, kind in self.namespace_fds if kind == flag)
 
     def close(self) -> None:
         """End it."""
@@ -255,22 +271,15 @@ class Attach:
             _be_shell(self, theirs, fds, cwd)
             if terminal:
                 os.setsid()
-                import fcntl
-                import termios
-
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             if uid:
-                os.setgroups([])
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
+                _become(uid)
             if self.setup is not None:
                 self.setup()
             os.execve(argv[0], list(argv), environment)
 
         def parent() -> int:
-            for fd, flag in self.container.namespace_fds:
-                if flag == CLONE_NEWPID:
-                    setns(fd, flag)
+            setns(self.container.namespace_fd(CLONE_NEWPID), CLONE_NEWPID)
             pid = fork(become_shell)
             theirs.send(f"pid {pid}".encode())
             theirs.close()
@@ -351,6 +360,12 @@ class Attach:
         return Result(status, out, err, events)
 
 
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
 def wait(pid: int, timeout: float) -> int:
     """Wait for a child with a deadline; kill it when it is late. Return its exit code."""
     pidfd = os.pidfd_open(pid)
@@ -367,7 +382,7 @@ def wait(pid: int, timeout: float) -> int:
 
 
 def _read_all(fds: list[int], deadline: float) -> list[str]:
-    texts = {fd: b"" for fd in fds}
+    texts = dict.fromkeys(fds, b"")
     reading = set(fds)
     while reading:
         ready, _, _ = select.select(list(reading), [], [], max(0, deadline - time.monotonic()))
@@ -409,8 +424,7 @@ def _be_shell(attach: Attach, control: socket.socket, stdio: tuple[int, ...], cw
 def _make_root(attach: Attach) -> None:
     container = attach.container
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    mnt_fd = next(fd for fd, flag in container.namespace_fds if flag == CLONE_NEWNS)
-    setns(mnt_fd, CLONE_NEWNS)
+    setns(container.namespace_fd(CLONE_NEWNS), CLONE_NEWNS)
     clone = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
     tree = open_tree(AT_FDCWD, "/", clone)
     proc = open_tree(AT_FDCWD, "/proc", clone)
@@ -448,12 +462,3 @@ def mount_setattr_path(path: Path) -> None:
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mount_setattr(fd, set_attributes=MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID)
     os.close(fd)
-
-
-def compile_c(source: str, target: Path, *options: str, compiler: str = "gcc") -> Path:
-    """Compile a C program."""
-    file = target.with_suffix(".c")
-    file.write_text(source)
-    subprocess.run([compiler, "-O1", "-o", target, file, *options], check=True)
-    file.unlink()
-    return target
