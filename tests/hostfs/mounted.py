@@ -157,32 +157,13 @@ class Mounted:
 
     def run(self, function: Callable[[], T], rights: Rights = ROOT) -> T:
         """Return what ``function`` returns in a forked process that sees the mount."""
-        read_fd, write_fd = os.pipe()
-        pid = os.fork()
-        if not pid:
-            os._exit(_forked(lambda: self._run_inside(function, rights, write_fd)))
-        os.close(write_fd)
-        with os.fdopen(read_fd, "rb") as pipe:
-            data = _read_all(pipe.fileno(), pid)
-        os.waitpid(pid, 0)
-        answer: tuple[bool, Any] = pickle.loads(data) if data else (False, "died")
-        if not answer[0]:
-            raise answer[1] if isinstance(answer[1], OSError) else FailedInside(answer[1])
-        result: T = answer[1]
-        return result
 
-    def _run_inside(self, function: Callable[[], Any], rights: Rights, write_fd: int) -> None:
-        try:
+        def inside() -> T:
             self._enter()
             rights.take()
-            os.umask(0o022)
-            answer: tuple[bool, Any] = (True, function())
-        except OSError as error:
-            answer = (False, error)
-        except BaseException:  # noqa: BLE001 - reported by the test
-            answer = (False, traceback.format_exc())
-        with os.fdopen(write_fd, "wb") as pipe:
-            pickle.dump(answer, pipe)
+            return function()
+
+        return run_forked(inside)
 
     def _enter(self) -> None:
         fds = [
@@ -244,6 +225,35 @@ class Mounted:
         assert (0, []) == (status if status != -signal.SIGKILL else 0, errors)
 
 
+def run_forked(function: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
+    """Return what ``function`` returns in a forked process; an OSError there is raised here."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os._exit(_forked(lambda: _answer(function, write_fd)))
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as pipe:
+        data = _read_all(pipe.fileno(), pid, seconds)
+    os.waitpid(pid, 0)
+    answer: tuple[bool, Any] = pickle.loads(data) if data else (False, "died")
+    if not answer[0]:
+        raise answer[1] if isinstance(answer[1], OSError) else FailedInside(answer[1])
+    result: T = answer[1]
+    return result
+
+
+def _answer(function: Callable[[], Any], write_fd: int) -> None:
+    os.umask(0o022)
+    try:
+        answer: tuple[bool, Any] = (True, function())
+    except OSError as error:
+        answer = (False, error)
+    except BaseException:  # noqa: BLE001 - reported by the test
+        answer = (False, traceback.format_exc())
+    with os.fdopen(write_fd, "wb") as pipe:
+        pickle.dump(answer, pipe)
+
+
 def _forked(job: Callable[[], None]) -> int:
     try:
         job()
@@ -265,9 +275,9 @@ def _wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _read_all(fd: int, pid: int) -> bytes:
+def _read_all(fd: int, pid: int, seconds: float = TIME_LIMIT) -> bytes:
     data = b""
-    while select.select([fd], [], [], TIME_LIMIT)[0]:
+    while select.select([fd], [], [], seconds)[0]:
         piece = os.read(fd, 65536)
         if not piece:
             return data

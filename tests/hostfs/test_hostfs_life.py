@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from launcher.hostfs.options import HostfsOptions
+from nsstages import mounts
 from nsstages.idmap import IdRange
+from nsstages.syscalls import CLONE_NEWNS, MS_BIND, unshare
+from nsstages.syscalls import mount as mount_call
 from tests import needs
 from tests.hostfs.conftest import Serve
-from tests.hostfs.mounted import Mounted, Rights
+from tests.hostfs.mounted import Mounted, Rights, run_forked
 
 pytestmark = [needs.root, needs.fuse]
 
@@ -156,6 +159,43 @@ def test_file_systems_below_the_source_are_told_apart(area: Path) -> None:
         assert (True, set()) == mount.run(inside)
     finally:
         mount.close()
+
+
+def test_bind_mounts_of_the_host_are_directories_of_their_own(area: Path, source: Path) -> None:
+    """A directory seen through a second mount, even the root in itself, is a second directory."""
+    path = area / "mount"
+    path.mkdir()
+    for name in ("memory", "again", "loop"):
+        (source / name).mkdir()
+
+    def with_binds() -> tuple[list[str], list[str], int, str]:
+        unshare(CLONE_NEWNS)
+        mounts.make_private()
+        mount_call("none", str(source / "memory"), "tmpfs", 0)
+        (source / "memory" / "file").write_text("in memory")
+        mount_call(str(source / "directory"), str(source / "again"), None, MS_BIND)
+        mount_call(str(source), str(source / "loop"), None, MS_BIND)
+        mount = Mounted(path, HostfsOptions(source=str(source)))
+        try:
+            return mount.run(look)
+        finally:
+            mount.close()
+
+    def look() -> tuple[list[str], list[str], int, str]:
+        os.chdir(path)
+        names = ["directory", "again", "loop", "loop/directory", "memory", "."]
+        numbers = {os.stat(name).st_ino for name in names}
+        os.chdir("loop/directory")
+        Path("new").write_text("x")
+        text = (path / "memory" / "file").read_text()
+        here = sorted(os.listdir(path / "again"))
+        return here, sorted(os.listdir(path / "loop")), len(numbers), os.getcwd() + " " + text
+
+    again, loop, different, where = run_forked(with_binds)
+
+    assert (["inner", "new"], 6) == (again, different)
+    assert ["again", "directory", "file", "link", "loop", "memory"] == loop
+    assert f"{path}/loop/directory in memory" == where
 
 
 def test_a_killed_server_is_an_error_and_no_hang(mount: Mounted) -> None:
