@@ -53,4 +53,4 @@ def _read(pid: int) -> Answer:
         stopped_by = os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
         # The interrupt's own stop is SIGTRAP; any other signal was the target's: give it back.
         tracer.detach(pid, 0 if stopped_by in (0, signal.SIGTRAP) else stopped_by)
-    return Answer(msgpack.packb(filters[::-1]))
+    return Answer(msgpack.packb(filters))

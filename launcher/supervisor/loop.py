@@ -21,7 +21,7 @@ from typing import Any, Final
 from launcher.supervisor import tracer
 from launcher.supervisor.aside import Bystanders, let_go, wanted_tracee
 from launcher.supervisor.execs import Execs, Router
-from launcher.supervisor.machine import abi_of, is_ptrace
+from launcher.supervisor.machine import ERESTARTNOINTR, abi_of, is_ptrace
 from launcher.supervisor.notify import PTRACE_TRACEME, Listener, Notification
 from launcher.supervisor.options import Mode, SupervisorOptions
 from launcher.supervisor.passage import Event, Passage
@@ -33,7 +33,6 @@ from nsstages.trace import Recorder
 
 _START_SECONDS: Final = 120.0
 _ERRAND_SECONDS: Final = 10.0
-_RESTART: Final = 513
 _WALL: Final = 0x40000000  # __WALL: threads and clone children too
 _SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 _TERMINAL_SIGNALS: Final = (
@@ -321,7 +320,7 @@ class Supervisor:
         elif notification.arguments[0] == PTRACE_TRACEME:
             # The caller is in the call: it stops as it leaves it, and then calls again.
             self._let_go(tid, lambda: None)
-            self._listener.refuse(id_, _RESTART)
+            self._listener.refuse(id_, ERESTARTNOINTR)
         else:
             self._let_go(tid, lambda: self._listener.let_through(id_))
 

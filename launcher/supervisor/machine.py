@@ -96,3 +96,11 @@ def abi_of(audit_arch: int, number: int) -> Abi | None:
 def is_ptrace(audit_arch: int, number: int) -> bool:
     """Tell whether a notified system call is ptrace(2)."""
     return (audit_arch, number) in _PTRACES
+
+
+NOTIFIED: Final = frozenset(
+    number for abi in MACHINE.ABIS for number in (abi.execve, abi.execveat, abi.ptrace)
+)
+ERESTARTSYS: Final = 512  # restarted, but EINTR after a signal handler without SA_RESTART
+ERESTARTNOINTR: Final = 513  # always restarted, as the registers then say
+ENTERED: Final = 38  # what the result register holds at the entry of a call: -ENOSYS

@@ -18,7 +18,7 @@ from launcher.supervisor import memory, tracer
 from launcher.supervisor.descriptors import free_numbers, leading_back, open_descriptors
 from launcher.supervisor.inject import Batch, InjectionFailed, Step
 from launcher.supervisor.itinerary import Departure, Itinerary
-from launcher.supervisor.machine import MACHINE, Abi
+from launcher.supervisor.machine import ENTERED, ERESTARTNOINTR, ERESTARTSYS, MACHINE, Abi
 from launcher.supervisor.mounts import mount_id, mount_id_of
 from launcher.supervisor.notify import Listener, Notification
 from launcher.supervisor.resolver import Shell
@@ -26,7 +26,7 @@ from launcher.supervisor.routes import Where
 from launcher.supervisor.vessel import ENTRY
 from nsstages.syscalls import AT_EMPTY_PATH, Call
 
-_RESTART: Final = 513  # ERESTARTNOINTR: the kernel runs the call again, as its registers then say
+_NOT_YET: Final = frozenset((ENTERED, ERESTARTSYS, ERESTARTNOINTR))
 _MASK: Final = 2**64 - 1
 _EXIT_STATUS: Final = 126
 
@@ -118,7 +118,7 @@ class Passage:
             code = error.errno or 0
             self._listener.refuse(id_, code)
             return -1, code
-        self._listener.refuse(id_, _RESTART)
+        self._listener.refuse(id_, ERESTARTNOINTR)
         return number, 0
 
     def _exec_vessel(self, registers: tracer.Registers, number: int) -> Generator[None, Event, int]:
@@ -126,19 +126,19 @@ class Passage:
         call = type(registers).from_buffer_copy(registers)
         self._rewrite(call, number)
         tracer.set_registers(self.tid, call)
-        # To the exit of the call: a failed one leaves no other trace.
-        go = tracer.resume_to_syscall
-        go(self.tid)
-        yield from self._wait(go, 0)
-        go(self.tid)
-        notification = yield from self._wait(go, 0)
-        if isinstance(notification, Notification):
-            self._listener.let_through(notification.id)
-            status = yield from self._wait(go, tracer.EVENT_EXEC)
-            if _event_of(status) == tracer.EVENT_EXEC:
+        error = ENTERED
+        # To the exit of the call, since a failed one leaves no other trace. A SIGSTOP makes it
+        # start again.
+        while error in _NOT_YET:
+            tracer.resume_to_syscall(self.tid)
+            event = yield from self._wait(tracer.resume_to_syscall, tracer.EVENT_EXEC)
+            while isinstance(event, Notification):
+                self._listener.let_through(event.id)
+                event = yield from self._wait(tracer.resume_to_syscall, tracer.EVENT_EXEC)
+            if _event_of(event) == tracer.EVENT_EXEC:
                 return 0
-        after = tracer.get_registers(self.tid)
-        return -int(getattr(after, MACHINE.RESULT)) & 0xFFF or 1
+            error = -tracer.peek_register(self.tid, MACHINE.RESULT)
+        return error
 
     def _rewrite(self, call: tracer.Registers, number: int) -> None:
         """Turn execve(path, argv, envp) into execveat(vessel, "", argv, envp, AT_EMPTY_PATH).
@@ -155,7 +155,7 @@ class Passage:
         for name, value in zip(abi.arguments, values, strict=False):
             setattr(call, name, value)
         setattr(call, MACHINE.NUMBER, abi.execveat)
-        setattr(call, MACHINE.RESULT, -_RESTART & _MASK)
+        setattr(call, MACHINE.RESULT, -ERESTARTNOINTR & _MASK)
 
     def _close_vessel(
         self, registers: tracer.Registers, number: int

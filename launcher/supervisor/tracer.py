@@ -13,7 +13,7 @@ import signal
 from typing import Any, Final, TypeAlias
 
 from ptrace import PtraceError
-from ptrace.binding import ptrace_getregs, ptrace_setregs
+from ptrace.binding import REGISTER_NAMES, ptrace_getregs, ptrace_registers_t, ptrace_setregs
 from ptrace.binding.func import (
     PTRACE_CONT,
     PTRACE_DETACH,
@@ -27,6 +27,8 @@ from ptrace.binding.func import (
     PTRACE_O_TRACEFORK,
     PTRACE_O_TRACESYSGOOD,
     PTRACE_O_TRACEVFORK,
+    PTRACE_PEEKUSER,
+    PTRACE_POKEUSER,
     PTRACE_SYSCALL,
     ptrace,
 )
@@ -50,6 +52,7 @@ SYSCALL_STOP: Final = signal.SIGTRAP | 0x80  # with O_TRACESYSGOOD
 ONE_EXEC: Final = PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL
 WHOLE_TREE: Final = ONE_EXEC | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE
 
+_OFFSETS: Final = {name: getattr(ptrace_registers_t, name).offset for name in REGISTER_NAMES}
 _MASK_SIZE: Final = 8
 _ALL_SIGNALS: Final = 2**64 - 1
 _message: Final = ctypes.c_ulong()
@@ -58,9 +61,11 @@ _message_address: Final = ctypes.addressof(_message)
 Registers: TypeAlias = Any  # ptrace_registers_t, a ctypes structure of the machine
 
 
-def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> int:
+def _ptrace(
+    request: int, tid: int, address: int = 0, data: int = 0, *, check_errno: bool = False
+) -> int:
     try:
-        return int(ptrace(request, tid, address, data))
+        return int(ptrace(request, tid, address, data, check_errno))
     except PtraceError as error:
         code = error.errno or 0
         raise OSError(code, os.strerror(code)) from error
@@ -96,6 +101,17 @@ def detach(tid: int, deliver: int = 0) -> None:
     _ptrace(PTRACE_DETACH, tid, 0, deliver)
 
 
+def peek_register(tid: int, name: str) -> int:
+    """Return one register of a stopped tracee, as a signed number."""
+    word = _ptrace(PTRACE_PEEKUSER, tid, _OFFSETS[name], check_errno=True)
+    return word - 2**64 if word >> 63 else word
+
+
+def poke_register(tid: int, name: str, value: int) -> None:
+    """Set one register of a stopped tracee."""
+    _ptrace(PTRACE_POKEUSER, tid, _OFFSETS[name], value & _ALL_SIGNALS)
+
+
 def event_message(tid: int) -> int:
     """Return the message of the event the tracee stopped for: a tid."""
     _ptrace(PTRACE_GETEVENTMSG, tid, 0, _message_address)
@@ -127,9 +143,10 @@ def set_signal_mask(tid: int, mask: int) -> None:
 
 
 def seccomp_filter(tid: int, index: int) -> bytes:
-    """Return one of the seccomp filters of a stopped tracee, 0 being the latest installed.
+    """Return one of the seccomp filters of a stopped tracee, 0 being the oldest.
 
-    Raises FileNotFoundError past the oldest, EINVAL when it has none, EACCES without
+    ptrace(2) says the opposite; the kernel (Linux 4.4 to 6.18) counts from the first installed.
+    Raises FileNotFoundError past the latest, EINVAL when it has none, EACCES without
     CAP_SYS_ADMIN.
     """
     count = _ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from launcher.supervisor import tracer
+from launcher.supervisor.machine import ERESTARTNOINTR, ERESTARTSYS, MACHINE, NOTIFIED
 from nsstages.trace import Recorder
 
 _STOPPING: Final = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
@@ -29,6 +30,18 @@ class Tracee:
     routed: bool = False
     called: tuple[str, str] | None = None
     watched: bool = False
+
+
+def hide_interruption(tid: int) -> None:
+    """At a signal's delivery: keep it from failing a notified call with EINTR.
+
+    A signal that comes before the supervisor has received the notification interrupts the call,
+    and execve(2) never fails with EINTR. The kernel looks at the result again afterwards.
+    """
+    if tracer.peek_register(tid, MACHINE.RESULT) != -ERESTARTSYS:
+        return
+    if tracer.peek_register(tid, MACHINE.NUMBER) in NOTIFIED:
+        tracer.poke_register(tid, MACHINE.RESULT, -ERESTARTNOINTR)
 
 
 class Tree:
@@ -75,8 +88,11 @@ class Tree:
             child = tracer.event_message(tid) if event in tracer.FORKS else 0
             if event == tracer.EVENT_STOP and number in _STOPPING:
                 tracer.listen(tid)
+            elif event or number & 0x80:
+                tracer.resume(tid)
             else:
-                tracer.resume(tid, 0 if event or number & 0x80 else number)
+                hide_interruption(tid)
+                tracer.resume(tid, number)
         except ProcessLookupError:
             return  # killed in the stop; its end is reported next
         if child:

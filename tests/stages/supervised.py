@@ -257,7 +257,7 @@ class Attach:
         cwd: str = "/",
         terminal: bool = False,
     ) -> None:
-        """Fork supervisor and shell; return when the shell runs ``argv``."""
+        """Fork supervisor and shell; return when the shell runs ``argv``. Closes ``stdio``."""
         self.sink = trace.create_sink()
         self.outputs = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)] if stdio is None else []
         if stdio is None:
@@ -279,11 +279,12 @@ class Attach:
             os.execve(argv[0], list(argv), environment)
 
         def parent() -> int:
+            self.channel.close()
             setns(self.container.namespace_fd(CLONE_NEWPID), CLONE_NEWPID)
             pid = fork(become_shell)
             theirs.send(f"pid {pid}".encode())
             theirs.close()
-            for fd in fds:
+            for fd in set(fds):
                 os.close(fd)
             _, status = os.waitpid(pid, 0)
             return os.waitstatus_to_exitcode(status) & 0xFF
@@ -292,9 +293,8 @@ class Attach:
         theirs.close()
         self._hand_over(ours)
         ours.close()
-        if self.outputs:
-            for fd in stdio:
-                os.close(fd)
+        for fd in set(stdio):
+            os.close(fd)
 
     def _start_supervisor(self) -> None:
         ours, theirs = pair()
