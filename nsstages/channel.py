@@ -92,7 +92,9 @@ class Channel:
         """
         if not is_legal(self.me, self.peer, word, self.last_sent):
             raise UnexpectedWord(self.me, self.me, f"a word legal after {self.last_sent}", word)
-        body: bytes = msgpack.packb([word.value, dict(payload or {})], use_bin_type=True)
+        body: bytes = msgpack.packb(
+            [word.value, dict(payload or {})], use_bin_type=True, unicode_errors="surrogateescape"
+        )
         if len(body) > MAX_MESSAGE:
             raise Malformed(word, f"{len(body)} bytes, at most {MAX_MESSAGE} allowed")
         clock = self.recorder.word_sent(self.peer, word, payload or {})
@@ -112,7 +114,9 @@ class Channel:
         Raises StageFailed when the peer reports FAILED, PeerDied at end of file,
         DeadlineExceeded, and UnexpectedWord for any other word.
         """
-        waiting_for = "/".join(words)
+        waiting_for = "/".join(
+            word for word in words if is_legal(self.peer, self.me, word, self.last_received)
+        )
         message = self._receive(waiting_for, timeout)
         if message.word is Word.FAILED:
             raise StageFailed(Failure.from_payload(dict(message.payload)))
@@ -175,7 +179,9 @@ def _descriptors_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
 
 def _decode(body: bytes) -> tuple[Word, dict[str, Any]]:
     try:
-        word, payload = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        word, payload = msgpack.unpackb(
+            body, raw=False, strict_map_key=False, unicode_errors="surrogateescape"
+        )
         if not isinstance(payload, dict):
             raise Malformed("payload", f"a map expected, got {type(payload).__name__}")
         return Word(word), payload
