@@ -11,7 +11,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -79,13 +79,8 @@ class Container:
 
     def stop(self) -> None:
         """Remove it. Raises AssertionError when its process, a mount or a cgroup stays."""
-        with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                self.engine.remove(self)
-                assert _has_ended(pidfd), f"{self.spec}: process {self.pid} survived"
-            finally:
-                os.close(pidfd)
+        with ends(self.pid, f"the first process of {self.spec}"):
+            self.engine.remove(self)
         wait_until_gone(self)
         _remove_empty_cgroups(self.engine.session.cgroup)
 
@@ -163,6 +158,23 @@ class Engine(ABC):
         return done.stdout.strip()
 
 
+@contextmanager
+def ends(pid: int, what: str) -> Iterator[None]:
+    """Check that the process ``pid``, if there is one, is gone soon after the body."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield
+        return
+    try:
+        yield
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        assert poller.poll(_GONE * 1000), f"{what}: process {pid} survived"
+    finally:
+        os.close(pidfd)
+
+
 def _wait_for_exec(container: Container) -> None:
     """Wait until the runtime's init has become the program; runc returns a moment before."""
     deadline = time.monotonic() + _GONE
@@ -214,9 +226,3 @@ def _processes_of(namespace: int) -> Iterator[int]:
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if os.stat(f"/proc/{entry}/ns/pid").st_ino == namespace:
                     yield int(entry)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(_GONE * 1000))

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
-from tests.product.container import MARK, SCRATCH, Container, Engine, Wish
+from tests.product.container import MARK, SCRATCH, Container, Engine, Wish, ends
 from tests.product.images import COUNT, OFFSET
 from tests.product.overlay import Overlay
 from tests.session import Session
@@ -85,8 +85,11 @@ class PodmanEngine(Engine):
         return ["podman", "exec", *options, container.name, *argv]
 
     def remove(self, container: Container) -> None:
-        """Use podman rm, then unmount the root."""
-        self.call("podman", "rm", "--force", "--time=0", container.name)
+        """Use podman rm, wait for the monitor, which ends a moment later, and unmount the root."""
+        state = "--format={{.State.ConmonPid}}"
+        monitor = int(self.call("podman", "inspect", state, container.name))
+        with ends(monitor, f"the monitor of {container.spec}"):
+            self.call("podman", "rm", "--force", "--time=0", container.name)
         Overlay(self.session, container.name).remove()
 
 
