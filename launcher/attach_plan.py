@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import PurePosixPath
 
 from launcher.attachment import (
@@ -11,7 +10,6 @@ from launcher.attachment import (
     GUARDED,
     HOST_TOOL_OOM_SCORE,
     KERNEL_DIRECTORIES,
-    PROGRAMS,
     VESSEL,
     Attachment,
     Host,
@@ -22,13 +20,14 @@ from launcher.errors import LauncherError
 from launcher.hostfs.options import HostfsOptions, Mountpoint
 from launcher.plan import Descriptors, Plan
 from launcher.settings import Attach
+from launcher.shell import plan_process, profile_files
 from launcher.supervisor.options import Routing, SupervisorOptions
 from launcher.targets.snapshot import Snapshot
 from nsstages import credentials
 from nsstages.bootstrap import Bootstrap, FuseMount, Tree
-from nsstages.credentials import CAP_SYS_PTRACE, Credentials
+from nsstages.credentials import CAP_SYS_PTRACE
 from nsstages.idmap import IDENTITY
-from nsstages.init_config import InitConfig, MountPlan, Process, Root, Source
+from nsstages.init_config import InitConfig, MountPlan, Root, Source
 from nsstages.namespaces import FLAGS, Join
 from nsstages.syscalls import MOUNT_ATTR_RDONLY
 
@@ -37,6 +36,7 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
     """Return the plan. Raises LauncherError where the target may not be attached to like this."""
     attach = Attachment(config, target, host)
     refuse_reachable_shell(attach)
+    refuse_second_supervisor(attach)
     descriptors = Descriptors()
     trees, mount_plans = plan_mounts(attach, descriptors)
     bootstrap = plan_bootstrap(attach, descriptors, trees)
@@ -52,6 +52,7 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
         target_name=f"{target.engine} container {target.name}",
         time_limit=config.timeout,
         notes=plan_notes(attach),
+        warnings=plan_warnings(attach),
     )
 
 
@@ -68,6 +69,15 @@ def refuse_reachable_shell(attach: Attachment) -> None:
             f"{target.name} holds CAP_SYS_PTRACE in the shell's user namespace:"
             " its root could take over the attached shell, and with it this host's files",
             hint="give --trust-container, or pid_namespace: host (no routing)",
+        )
+
+
+def refuse_second_supervisor(attach: Attachment) -> None:
+    """Refuse inside another attach where routing is demanded."""
+    if attach.config.routing and attach.host.is_supervised:
+        raise LauncherError(
+            "routing is not possible here: another attach supervises this process already",
+            hint="leave the attached shell, or do without routing",
         )
 
 
@@ -157,6 +167,7 @@ def plan_hostfs(attach: Attachment) -> HostfsOptions:
         container_path=container_path(target) if attach.routes else (),
         program=host.vessel if attach.routes else b"",
         vessel=host.vessel if attach.routes else None,
+        files=profile_files(attach),
     )
 
 
@@ -170,7 +181,7 @@ def container_path(target: Snapshot) -> tuple[str, ...]:
 def plan_supervisor(attach: Attachment) -> SupervisorOptions | None:
     """Plan supervision and, where it is wanted and possible, routing."""
     config, target, host = attach.config, attach.target, attach.host
-    if config.supervise == "off":
+    if not attach.supervises:
         return None
     if not attach.routes:
         return SupervisorOptions(mode=config.supervise)
@@ -211,7 +222,6 @@ def plan_init(attach: Attachment, mount_plans: tuple[MountPlan, ...]) -> InitCon
     if config.pid_mode == "new":
         mounts = (*mounts, MountPlan(Source.NEW, "proc", "/proc", kind="proc"))
     prefix = config.root.container_path
-    supervised = config.supervise != "off"
     return InitConfig(
         process=plan_process(attach),
         root=Root.FUSE,
@@ -220,45 +230,11 @@ def plan_init(attach: Attachment, mount_plans: tuple[MountPlan, ...]) -> InitCon
         unmounts=tuple(f"{prefix}{path}" for path in KERNEL_DIRECTORIES),
         new_pid_namespace=config.pid_mode == "new",
         reaper=True,
-        seccomp_notify=host.filter_program if supervised else b"",
-        vessel=VESSEL if supervised and attach.routes else "",
+        seccomp_notify=host.filter_program if attach.supervises else b"",
+        vessel=VESSEL if attach.routes else "",
         last_capability=host.last_capability,
         rootless=not host.privileged,
     )
-
-
-def plan_process(attach: Attachment) -> Process:
-    """Plan the shell: the person's, with their home and history, and the container's PATH added."""
-    config, host, person = attach.config, attach.host, attach.host.person
-    rights = Credentials()
-    if host.privileged and person.uid != os.geteuid():
-        rights = Credentials(uid=person.uid, gid=person.gid, groups=person.groups)
-    return Process(
-        argv=tuple(config.command) or (shell_of(attach), "-l"),
-        env=tuple(f"{name}={value}" for name, value in environment_of(attach).items()),
-        cwd=config.cwd or host.cwd,
-        cwd_fallback=config.cwd or person.home,
-        credentials=rights,
-        terminal=host.interactive if config.terminal == "auto" else config.terminal,
-    )
-
-
-def shell_of(attach: Attachment) -> str:
-    """Return $SHELL where it is the person's own environment, else their login shell."""
-    host = attach.host
-    own = host.environment.get("USER", host.person.name) == host.person.name
-    return host.environment.get("SHELL", host.person.shell) if own else host.person.shell
-
-
-def environment_of(attach: Attachment) -> dict[str, str]:
-    """Return the shell's environment: the invoker's, made the person's, then the overrides."""
-    config, host, person = attach.config, attach.host, attach.host.person
-    environment = {} if config.clear_env else dict(host.environment)
-    environment |= {"HOME": person.home, "USER": person.name, "LOGNAME": person.name}
-    environment["SHELL"] = shell_of(attach)
-    if attach.routes:
-        environment["PATH"] = f"{environment.get('PATH') or DEFAULT_PATH}:{PROGRAMS}"
-    return environment | dict(config.env)
 
 
 def plan_notes(attach: Attachment) -> tuple[str, ...]:
@@ -268,4 +244,14 @@ def plan_notes(attach: Attachment) -> tuple[str, ...]:
     return (
         f"attached to {attach.target.name}: its files are in {prefix},"
         f" all other files are this host's and {writable}",
+    )
+
+
+def plan_warnings(attach: Attachment) -> tuple[str, ...]:
+    """Return what differs from what the configuration says."""
+    if attach.config.supervise == "off" or attach.supervises:
+        return ()
+    return (
+        "inside another attach: no supervision and no routing here,"
+        f" programs in {attach.config.root.container_path} cannot be executed",
     )

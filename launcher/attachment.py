@@ -39,6 +39,7 @@ class Host:
     filter_program: bytes
     interactive: bool
     namespace_files: Mapping[str, NamespaceRef]  # those that the configuration names by file
+    is_supervised: bool  # by the supervisor of another attach, around this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,14 @@ class Attachment:
         return wanted == "join" if wanted is not None else not self.host.privileged
 
     @property
+    def supervises(self) -> bool:
+        """Tell whether a supervisor is started: a process can have one only."""
+        return self.config.supervise != "off" and not self.host.is_supervised
+
+    @property
     def routes(self) -> bool:
         """Tell whether the container's programs run in its own view."""
-        return self.config.routes
+        return self.config.routes and self.supervises
 
 
 def joined(attach: Attachment) -> dict[str, NamespaceRef]:

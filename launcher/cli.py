@@ -58,7 +58,9 @@ def launch(options: argparse.Namespace) -> int:
     error: Exception | None = None
     status: int | None = None
     try:
-        status = run_launch(engine(options.engine), common, recorder, print_note)
+        status = run_launch(
+            engine(options.engine), common, recorder, tell=print_note, warn=print_warning
+        )
         return exit_code(status)
     except (LauncherError, NsstagesError) as raised:
         error = raised
@@ -81,6 +83,11 @@ def print_note(note: str) -> None:
     """Tell the person at the terminal one line."""
     if os.isatty(2):
         print(note, file=sys.stderr)
+
+
+def print_warning(warning: str) -> None:
+    """Tell that a launch is not quite what was asked for."""
+    print(f"launcher: {warning}", file=sys.stderr)
 
 
 def _config(options: argparse.Namespace, engine: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,13 +20,13 @@ from launcher.targets.cgroups import directories, frozen_directory, parse_cgroup
 from launcher.targets.mounts import parse_mountinfo
 from launcher.targets.snapshot import Snapshot
 from launcher.terminal import is_interactive
-from nsstages import namespaces
+from nsstages import namespaces, program
 from nsstages.credentials import last_capability
-from nsstages.syscalls import open_in_root
+from nsstages.syscalls import PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, open_in_root, prctl
 
 
 def read_host(config: Attach, target: Snapshot) -> Host:
-    """Read what plan_attach needs. Called by the manager; changes nothing, forks nothing."""
+    """Read what plan_attach needs. Called by the manager; changes nothing, starts no stage."""
     kinds = _kinds_of(target, config.root.from_container)
     return Host(
         namespaces=namespaces.inodes(),
@@ -42,7 +43,28 @@ def read_host(config: Attach, target: Snapshot) -> Host:
         filter_program=filter_program(),
         interactive=is_interactive(),
         namespace_files=open_namespace_files(config.namespaces),
+        is_supervised=is_supervised(),
     )
+
+
+def is_supervised() -> bool:
+    """Tell whether a seccomp filter of this process has a listener: then it can get no second one.
+
+    Nothing shows it but an attempt, which a child makes. Without any filter there is none.
+    """
+    if not prctl(PR_GET_SECCOMP):
+        return False
+    try:
+        in_child(_install_filter, timeout=5.0)
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _install_filter() -> Answer:
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    os.close(program.install_filter(filter_program()))
+    return Answer(b"")
 
 
 def person_of(user: str | None) -> Person:

@@ -23,18 +23,25 @@ def prepare(engine: Operations[Any], common: Common[Any]) -> Plan:
 
 
 def launch(
-    engine: Operations[Any], common: Common[Any], recorder: Recorder, tell: Callable[[str], None]
+    engine: Operations[Any],
+    common: Common[Any],
+    recorder: Recorder,
+    *,
+    tell: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> int:
     """Run a launch from configuration to clean-up; return the program's wait status.
 
     Whatever is raised on the way has been cleaned up after when it leaves here. ``tell`` takes
-    the plan's notes for the person at the terminal.
+    the plan's notes for the person at the terminal, ``warn`` its warnings for whoever reads.
     """
     error: BaseException | None = None
     status: int | None = None
     session: Session | None = None
     try:
         session = Session(prepare(engine, common), recorder)
+        for warning in session.plan.warnings:
+            warn(warning)
         status = _run(engine, session, tell)
     except BaseException as raised:
         error = raised

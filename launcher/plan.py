@@ -49,6 +49,7 @@ class Plan:
     forward_signals: bool = True
     time_limit: float | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Descriptors:

@@ -36,6 +36,7 @@ from nsstages.trace import Recorder
 
 # Written just before exec: the logical clock. End of file without it means a death before exec.
 _GATE = struct.Struct("<Q")
+_ALREADY_SUPERVISED = "inside an attached shell there is a supervisor already: supervise: off"
 
 
 def start(config: InitConfig, manager: Channel, recorder: Recorder) -> None:
@@ -74,7 +75,10 @@ def become_program(
     process = config.process
     if process.terminal:
         open_terminal(process, manager, recorder)
-    listener = install_filter(config, recorder)
+    listener = -1
+    if config.seccomp_notify:
+        with recorder.step("install the exec filter", "seccomp", hint=_ALREADY_SUPERVISED):
+            listener = install_filter(config.seccomp_notify)
     own_pidfd = os.pidfd_open(os.getpid())
     if listener != -1:
         get_supervised(config, manager, listener, own_pidfd)
@@ -104,18 +108,14 @@ def open_terminal(process: Process, manager: Channel, recorder: Recorder) -> Non
         terminal.make_controlling(slave)
 
 
-def install_filter(config: InitConfig, recorder: Recorder) -> int:
-    """Install the notification filter; return its listener, -1 when the plan has none.
+def install_filter(filter_: bytes) -> int:
+    """Install a notification filter, an array of struct sock_filter; return its listener.
 
-    EBUSY: a filter of this process has a listener already (an attach inside an attach).
+    Raises OSError: EBUSY when a filter of this process has a listener already.
     """
-    if not config.seccomp_notify:
-        return -1
-    filter_ = config.seccomp_notify
     flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
     program = Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
-    with recorder.step("install the exec filter", "seccomp"):
-        return execute(Call("seccomp", (SECCOMP_SET_MODE_FILTER, flags, program)))
+    return execute(Call("seccomp", (SECCOMP_SET_MODE_FILTER, flags, program)))
 
 
 def get_supervised(config: InitConfig, manager: Channel, listener: int, pidfd: int) -> None:

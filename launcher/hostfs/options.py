@@ -20,6 +20,14 @@ class Mountpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A synthetic regular file at the absolute ``path``, mode 0644, instead of the host's."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class HostfsOptions:
     """What to serve, and how.
 
@@ -27,7 +35,8 @@ class HostfsOptions:
     of the user namespace that mounted: requests come with inside ids, replies carry inside ids,
     the host's files have outside ids. ``container_root_fd`` (kept open by the caller) and
     ``container_path`` make `/.launcher/bin` hold one file with the bytes of ``program`` for each
-    program of the container; ``vessel`` makes `/.launcher/vessel`, mode 4755.
+    program of the container; ``vessel`` makes `/.launcher/vessel`, mode 4755. ``files`` are more
+    synthetic files.
     """
 
     source: str = "/"
@@ -39,3 +48,4 @@ class HostfsOptions:
     container_path: tuple[str, ...] = ()
     program: bytes = b""
     vessel: bytes | None = None
+    files: tuple[File, ...] = ()

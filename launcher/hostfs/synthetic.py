@@ -132,6 +132,8 @@ class SyntheticTree:
                 self._plant(path, is_directory=True)
         for mountpoint in options.mountpoints:
             self._plant(mountpoint.path, is_directory=mountpoint.is_directory)
+        for file in options.files:
+            self._plant(file.path, is_directory=False).content = file.content
         self._plant_launcher(options)
 
     @property
