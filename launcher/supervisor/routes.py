@@ -116,7 +116,7 @@ class Layout:
     @cached_property
     def doors(self) -> frozenset[str]:
         """Return the paths at which a walk over the host's files leaves them."""
-        return self.bound | {self.container_prefix, self.program_directory}
+        return self.bound | {self.container_prefix, self.program_directory, "/proc"}
 
     @property
     def container_prefixes(self) -> tuple[str, ...]:
@@ -132,9 +132,11 @@ class Layout:
 
 def decide(target: Target, layout: Layout, resolver: Resolver) -> Decision:
     """Return the view that an exec of ``target`` belongs to."""
-    walk = _Walk(layout, resolver)
     if target.path.startswith("/"):
-        return walk.follow(target.path)
+        if _is_plain(target.path, layout, resolver):
+            return HOST
+        return _Walk(layout, resolver).follow(target.path)
+    walk = _Walk(layout, resolver)
     place = resolver.start(target.directory_fd)
     if place.where is Where.FOREIGN:
         return Refused(errno.EACCES)
@@ -145,6 +147,18 @@ def decide(target: Target, layout: Layout, resolver: Resolver) -> Decision:
         return walk.follow(f"{place.path}/{target.path}")
     walk.stand_at(place)
     return walk.follow(target.path)
+
+
+def _is_plain(path: str, layout: Layout, resolver: Resolver) -> bool:
+    """Tell whether a walk meets only directories and files of the host: the shortest decision."""
+    at = ""
+    for component in path.split("/"):
+        if not component or component == ".":
+            continue
+        at = f"{at}/{component}"
+        if component == ".." or at in layout.doors or resolver.host_link(at) is not None:
+            return False
+    return True
 
 
 class _Walk:
