@@ -114,9 +114,8 @@ class Channel:
         Raises StageFailed when the peer reports FAILED, PeerDied at end of file,
         DeadlineExceeded, and UnexpectedWord for any other word.
         """
-        waiting_for = "/".join(
-            word for word in words if is_legal(self.peer, self.me, word, self.last_received)
-        )
+        due = [w for w in words if is_legal(self.peer, self.me, w, self.last_received)]
+        waiting_for = "/".join(due or words)
         message = self._receive(waiting_for, timeout)
         if message.word is Word.FAILED:
             raise StageFailed(Failure.from_payload(dict(message.payload)))

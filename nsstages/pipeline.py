@@ -75,9 +75,10 @@ class Pipeline:
         self.stage0_pid = self.stage2_pid = 0
         self.parent.close()
         self.init.close()
-        for pid in _orphaned_stages():
-            _kill(pid)
-            _reap(pid)
+        while orphans := _orphaned_stages():  # stage 2 comes to us when stage 1 is gone
+            for pid in orphans:
+                _kill(pid)
+                _reap(pid)
 
     def _from_parent(self, word: Word) -> Message:
         timeout = self.bootstrap.timeout + 2  # stage 0 reports its own deadline first
@@ -146,7 +147,7 @@ def _reap(pid: int) -> str:
 def _orphaned_stages() -> list[int]:
     """Return children of ours that are stages 1 or 2, adopted when a stage above them died."""
     own = os.getpid()
-    names = {COMM[CHILD], COMM[INIT]}
+    names = {COMM[PARENT], COMM[CHILD], COMM[INIT]}  # a fork has its parent's name at first
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     return [int(pid) for pid in children if _comm_of(pid) in names]
 

@@ -43,8 +43,9 @@ def start(config: InitConfig, manager: Channel, recorder: Recorder) -> None:
     """Become the program, or fork it and stay above it. Returns only after it has ended."""
     if not config.reaper:
         become_program(config, manager, recorder)
+    # No death signal for the reaper: it notices the manager's end itself, and must live to reap,
+    # or its children would be zombies under a pid 1 that may not reap.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
@@ -90,8 +91,7 @@ def become_program(
         credentials.apply(credentials.calls(process.credentials, config.last_capability))
     if config.rootless:
         prctl(PR_SET_DUMPABLE, 1)
-    if not config.reaper:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if process.umask is not None:
         os.umask(process.umask)
     execute_program(process, manager, recorder, gate_write)

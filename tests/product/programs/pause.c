@@ -1,5 +1,5 @@
 /* The first process of a test container: it does nothing, reaps nobody and ends on SIGTERM, like
- * the first process of many real containers. */
+ * the first process of many real containers. With an argument it reaps, as an init does. */
 #include <signal.h>
 #include <unistd.h>
 
@@ -8,8 +8,11 @@ static void end(int number) {
     _exit(0);
 }
 
-int main(void) {
+int main(int count, char **words) {
+    (void)words;
     signal(SIGTERM, end);
+    if (count > 1)
+        signal(SIGCHLD, SIG_IGN);
     for (;;)
         pause();
 }
