@@ -210,14 +210,16 @@ class Supervisor:
 
     def _rename(self, former: int, tid: int) -> None:
         """A thread's exec made it the process: the errands of the former leader are void."""
-        if former == tid or former not in self._errands:
+        if former == tid:
             return
         leaders = self._errands.pop(tid, None)
         if leaders is not None:
             leaders.generator.close()
-        errand = self._errands[tid] = self._errands.pop(former)
-        if errand.passage is not None:
-            errand.passage.tid = tid
+        errand = self._errands.pop(former, None)
+        if errand is not None:
+            self._errands[tid] = errand
+            if errand.passage is not None:
+                errand.passage.tid = tid
 
     def _advance(self, tid: int, errand: Errand, event: Event | None) -> None:
         """Send ``event`` to an errand; None starts it."""
@@ -300,6 +302,8 @@ class Supervisor:
         def finish(pid: int, outcome: Any) -> None:
             self._execs.arrived(pid, passage, outcome)
             if self._whole_tree:
+                if passage.met_stop:
+                    tracer.interrupt(pid)  # it then reports the group-stop, if that lasts
                 tracer.resume(pid)
             else:
                 tracer.detach(pid)

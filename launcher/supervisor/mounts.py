@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -62,18 +63,29 @@ def is_below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix + "/")
 
 
-def parse(mountinfo: str, container_prefixes: Iterable[str]) -> tuple[dict[int, Tree], str]:
-    """Return the tree of each mount id, and "device root" of the mount at "/"."""
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """A mount table: whose tree each mount id is part of, and whether /proc is the kernel's own.
+
+    A container can put anything at its /proc before the shell gets it.
+    """
+
+    trees: Mapping[int, Tree]
+    has_genuine_proc: bool
+
+
+def parse(mountinfo: str, container_prefixes: Iterable[str]) -> Mounts:
+    """Parse the text of /proc/PID/mountinfo."""
     prefixes = tuple(_escape(prefix) for prefix in container_prefixes)
     trees = {}
-    root = ""
+    genuine = False
     for line in mountinfo.splitlines():
-        number, _, device, inner, point = line.split(" ", 5)[:5]
+        number, _, _, inner, point, rest = line.split(" ", 5)
         inside = any(is_below(point, prefix) for prefix in prefixes)
         trees[int(number)] = Tree.CONTAINER if inside else Tree.HOST
-        if point == "/":
-            root = f"{device} {inner}"
-    return trees, root
+        if point == "/proc":
+            genuine = inner == "/" and rest.partition(" - ")[2].startswith("proc ")
+    return Mounts(trees, genuine)
 
 
 def _escape(path: str) -> str:
@@ -91,9 +103,7 @@ class MountTable:
         self._file = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poller = select.poll()
         self._poller.register(self._file, select.POLLPRI)
-        self._trees: dict[int, Tree] = {}
-        self.root = ""
-        self._read()
+        self._mounts = self._read()
 
     def close(self) -> None:
         """Let go of the namespace."""
@@ -101,14 +111,20 @@ class MountTable:
 
     def tree_of(self, mount: int) -> Tree | None:
         """Return whose tree the mount is part of, None when the namespace does not have it."""
-        if self._poller.poll(0):
-            self._read()
-        return self._trees.get(mount)
+        return self._current().trees.get(mount)
 
-    def _read(self) -> None:
+    def has_genuine_proc(self) -> bool:
+        """Tell whether procfs is what the shell has at /proc."""
+        return self._current().has_genuine_proc
+
+    def _current(self) -> Mounts:
+        if self._poller.poll(0):
+            self._mounts = self._read()
+        return self._mounts
+
+    def _read(self) -> Mounts:
         pieces = []
         os.lseek(self._file, 0, os.SEEK_SET)
         while piece := os.read(self._file, 1 << 16):
             pieces.append(piece)
-        text = os.fsdecode(b"".join(pieces))
-        self._trees, self.root = parse(text, self._prefixes)
+        return parse(os.fsdecode(b"".join(pieces)), self._prefixes)

@@ -83,12 +83,13 @@ class Passage:
         self._shell = shell
         self._itinerary = itinerary
         self._mask = 0
-        self._was_stopped = False
+        self.met_stop = False  # the process group was stopped meanwhile, and may still be
 
     def travel(self) -> Generator[None, Event, Outcome]:
         """Route the exec. Raises OSError or InjectionFailed when the process must be killed."""
         number, error = self._stop_caller()
-        yield from self._wait(tracer.resume, tracer.EVENT_STOP)
+        status = yield from self._wait(tracer.resume, tracer.EVENT_STOP)
+        self.met_stop = _signal_of(status) != signal.SIGTRAP
         if error:
             return Outcome(error, "no vessel")
         registers = tracer.get_registers(self.tid)
@@ -234,27 +235,35 @@ class Passage:
         Batch(self.tid, steps).load(tracer.get_registers(self.tid))
 
     def _release(self) -> None:
-        """Give the signal mask back, and the SIGSTOP that came in between."""
+        """Give the signal mask back."""
         tracer.set_signal_mask(self.tid, self._mask)
-        if self._was_stopped:
-            os.kill(self.tid, signal.SIGSTOP)
 
-    def _wait(self, go: Callable[[int], None], wanted: int) -> Waiting:
-        """Return the next event but interference: SIGSTOP, which cannot be blocked, and stops."""
+    def _wait(self, go: Callable[..., None], wanted: int) -> Waiting:
+        """Return the next event but interference: SIGSTOP, which cannot be blocked, and stops.
+
+        The process does not stop now, in the middle of things; whoever resumes it afterwards asks
+        whether it still has to (``met_stop``).
+        """
         while True:
             event = yield
             if isinstance(event, Notification):
                 return event
             kind = _event_of(event)
-            if kind == 0 and event >> 8 & 0xFF == signal.SIGSTOP:
-                self._was_stopped = True
+            if kind == 0 and _signal_of(event) == signal.SIGSTOP:
+                self.met_stop = True
+                go(self.tid, signal.SIGSTOP)
             elif kind != tracer.EVENT_STOP or wanted == tracer.EVENT_STOP:
                 return event
-            go(self.tid)
+            else:
+                go(self.tid)
 
 
 def _event_of(event: Event) -> int:
     return -1 if isinstance(event, Notification) else event >> 16
+
+
+def _signal_of(event: Event) -> int:
+    return 0 if isinstance(event, Notification) else event >> 8 & 0xFF
 
 
 def _write(path: str, text: str) -> None:

@@ -14,9 +14,10 @@ from launcher.supervisor.mounts import MountTable, Tree, mount_id, mount_id_of
 from launcher.supervisor.options import Routing
 from launcher.supervisor.program import is_program
 from launcher.supervisor.routes import Layout, Place, Where
-from nsstages.syscalls import open_in_root
+from nsstages.syscalls import fstatfs_type, open_in_root
 
 _MAX_PATH_ENTRIES: Final = 64
+_PROC_MAGIC: Final = 0x9FA0
 
 
 def layout_of(routing: Routing) -> Layout:
@@ -150,12 +151,22 @@ class Caller:
 
     def process_link(self, process: str, link: str) -> Place | None:
         """Return where /proc/``process``/``link`` leads; None when there is no such link."""
-        if process in ("self", "thread-self"):
+        if not (process.isdigit() or process in ("self", "thread-self")):
+            return None
+        if not self._shell.mounts.has_genuine_proc():
+            return Place(Where.FOREIGN, f"/proc/{process}/{link}")
+        if not process.isdigit():
             return self._place(f"/proc/{self._tid}/{link}")
-        if not process.isdigit() or "/proc" not in self._shell.layout.bound:
-            return self._link_of_other(process, link)
+        if "/proc" in self._shell.layout.bound:
+            return self._link_of_container(process, link)
+        # A /proc of the shell's own: the caller's numbers are known, all others are strangers'.
+        if process in numbers_of(self._tid):
+            return self._place(f"/proc/{self._tid}/{link}")
+        return Place(Where.FOREIGN, f"/proc/{process}/{link}")
+
+    def _link_of_container(self, process: str, link: str) -> Place | None:
+        """Look through the container's own /proc: only that knows its PID namespace's numbers."""
         try:
-            # The number is one of the container's PID namespace: only its own /proc knows it.
             fd = open_in_root(
                 self._shell.routing.container_root_fd,
                 f"/proc/{process}",
@@ -164,17 +175,11 @@ class Caller:
         except OSError:
             return None
         try:
+            if fstatfs_type(fd) != _PROC_MAGIC:
+                return Place(Where.FOREIGN, f"/proc/{process}/{link}")
             return self._place(f"/proc/self/fd/{fd}/{link}")
         finally:
             os.close(fd)
-
-    def _link_of_other(self, process: str, link: str) -> Place | None:
-        """With a /proc of the shell's own: the caller's number is known, others are foreign."""
-        if not process.isdigit():
-            return None
-        if process in numbers_of(self._tid):
-            return self._place(f"/proc/{self._tid}/{link}")
-        return Place(Where.FOREIGN, f"/proc/{process}/{link}")
 
     def _place(self, path: str) -> Place | None:
         try:

@@ -151,21 +151,8 @@ def test_steps_come_in_the_order_that_keeps_the_host_hidden(routing: Routing) ->
 
     assert (70, 71) == fds[:2]
     assert 3 == len(fds)
-    assert [
-        "prctl",
-        "unshare",
-        "close",
-        "execveat",
-        "setns",
-        "setns",
-        "fchdir",
-        "chroot",
-        "chdir",
-        "chdir",
-        "chdir",
-        "setuid",
-        "execve",
-    ] == names
+    joins = ["setns", "setns", "fchdir", "chroot", "chdir", "chdir", "chdir"]
+    assert ["prctl", "unshare", "close", "execveat", *joins, "setuid", "execve"] == names
 
 
 def test_environment_keeps_what_was_asked_for(routing: Routing) -> None:
@@ -196,13 +183,26 @@ def test_mounts_are_told_apart_by_mount_point() -> None:
         "24 20 0:33 / /proc rw - proc proc rw\n"
         "25 20 0:34 / /my\\040c/x rw - tmpfs none rw\n"
     )
-    trees, root = parse(lines, ("/c", "/proc", "/my c"))
+    mounts = parse(lines, ("/c", "/proc", "/my c"))
 
-    assert "0:30 /" == root
     assert {
         20: Tree.HOST, 21: Tree.CONTAINER, 22: Tree.CONTAINER, 23: Tree.HOST, 24: Tree.CONTAINER,
         25: Tree.CONTAINER,
-    } == trees  # fmt: skip
+    } == mounts.trees  # fmt: skip
+    assert mounts.has_genuine_proc
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "24 20 0:33 / /proc rw - tmpfs proc rw",
+        "24 20 0:33 /1 /proc rw - proc proc rw",
+        "24 20 0:33 / /proc rw - proc proc rw\n25 24 0:34 / /proc rw - tmpfs none rw",
+    ],
+)
+def test_false_proc_is_noticed(line: str) -> None:
+    """Anything but the whole of procfs at /proc is not believed."""
+    assert not parse(line, ()).has_genuine_proc
 
 
 @pytest.fixture
