@@ -130,6 +130,7 @@ class Container:
     namespace_fds: tuple[tuple[int, int], ...]
     root_fd: int
     userns: bool
+    top: str = "/"  # of the tree that the shell sees at /c
 
     def namespace_fd(self, flag: int) -> int:
         """Return the descriptor of its namespace of this kind."""
@@ -426,7 +427,7 @@ def _make_root(attach: Attach) -> None:
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     setns(container.namespace_fd(CLONE_NEWNS), CLONE_NEWNS)
     clone = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
-    tree = open_tree(AT_FDCWD, "/", clone)
+    tree = open_tree(AT_FDCWD, container.top, clone)
     proc = open_tree(AT_FDCWD, "/proc", clone)
     dev = open_tree(AT_FDCWD, "/dev", clone | 0x8000)
     setns(host, CLONE_NEWNS)

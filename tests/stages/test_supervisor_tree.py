@@ -278,6 +278,32 @@ def test_stop_signals_during_routing_are_not_lost(container: Container, caller: 
     assert "0\n" == result.out
 
 
+def test_stop_during_routing_lasts_until_it_is_continued(container: Container) -> None:
+    """A program stopped at any moment of its routing stays stopped, and goes on when told to."""
+    script = (
+        "import os, random, signal, time\n"
+        "def state(pid): return open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0]\n"
+        "for turn in range(30):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n        os.execv('/c/bin/sleep', ['sleep', '9'])\n"
+        "    time.sleep(random.random() * 0.003)\n"
+        "    os.kill(pid, signal.SIGSTOP)\n"
+        "    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])\n"
+        "    time.sleep(0.01)\n"
+        "    assert state(pid) in 'tT', state(pid)\n"
+        "    os.kill(pid, signal.SIGCONT)\n"
+        "    end = time.monotonic() + 5\n"
+        "    while state(pid) in 'tT' or 'sleep' not in open(f'/proc/{pid}/comm').read():\n"
+        "        assert time.monotonic() < end\n"
+        "    os.kill(pid, signal.SIGKILL)\n"
+        "    os.waitpid(pid, 0)\n"
+        "print('done')\n"
+    )
+    result = Attach(container).run("/usr/bin/python3", "-ISc", script)
+
+    assert "done\n" == result.out, result.err
+
+
 @pytest.mark.parametrize("mode", ["tree", "routed"])
 def test_hundreds_of_execs_at_once(container: Container, caller: str, mode: str) -> None:
     """Three hundred ordinary execs at the same time all succeed."""
