@@ -34,8 +34,10 @@ from nsstages.syscalls import (
 )
 from nsstages.trace import Recorder
 
-# Written just before exec: the logical clock. End of file without it means a death before exec.
+# Written just before exec: the logical clock. End of file without it means a death before exec,
+# the byte after it or in its place that the exec was refused.
 _GATE = struct.Struct("<Q")
+_NO_EXEC = b"!"
 _ALREADY_SUPERVISED = "inside an attached shell there is a supervisor already: supervise: off"
 
 
@@ -62,6 +64,7 @@ def _be_child(
         become_program(config, manager, recorder, gate_write)
     except BaseException as error:  # noqa: BLE001  # a forked process ends here, whatever it was
         report(manager, error)
+        os.write(gate_write, _NO_EXEC)
     finally:
         os._exit(127)
 
@@ -182,12 +185,10 @@ def execute_program(
     for path in candidates(process.argv[0], environment.get("PATH", "/usr/bin:/bin")):
         try:
             os.execve(path, list(process.argv), environment)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except OSError as refused:
-            error = refused
-            if "/" in process.argv[0]:
-                break
+            missing = isinstance(refused, (FileNotFoundError, NotADirectoryError))
+            if not missing or "/" in process.argv[0]:
+                error = refused
     raise StageFailed(
         Failure(INIT, "exec", "execve", error.errno or 0, f"{process.argv[0]}: {error.strerror}")
     )
@@ -205,12 +206,12 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def watch(pid: int, gate_read: int, manager: Channel) -> None:
     """Be the reaper: tell start and end of the program, reap orphans, leave nothing behind."""
     gate = os.read(gate_read, _GATE.size)
-    os.read(gate_read, 1)  # end of file: exec happened, or the child is gone
+    refused = os.read(gate_read, 1)  # end of file: exec happened, or the child is gone
     os.close(gate_read)
-    if not gate:
+    if refused or len(gate) < _GATE.size:
         _, status = os.waitpid(pid, 0)
         kill_children()
-        if os.WIFEXITED(status):
+        if gate:
             return  # it has reported FAILED itself
         text = f"died ({exit_status_text(status)})"
         raise StageFailed(Failure(INIT, "before exec", text=text))
