@@ -52,7 +52,7 @@ class Forked:
         data = b""
         while chunk := os.read(self.output_fd, 65536):
             data += chunk
-        return data.decode()
+        return os.fsdecode(data)
 
     def wait(self, pid: int = 0) -> int:
         """Reap the stage (or ``pid``, when it is ours) and return its exit code, -n for signals."""
