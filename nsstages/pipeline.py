@@ -20,7 +20,7 @@ from nsstages.channel import Channel, Message, pair
 from nsstages.errors import DeadlineExceeded, Failure, PeerDied, StageFailed
 from nsstages.init_config import InitConfig
 from nsstages.isolation import exit_status_text
-from nsstages.messages import CHILD, COMM, INIT, MANAGER, PARENT, Word
+from nsstages.messages import COMM, INIT, MANAGER, PARENT, Word
 from nsstages.process import run_to_exit
 from nsstages.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from nsstages.trace import Recorder
@@ -37,6 +37,7 @@ class Pipeline:
     parent: Channel
     init: Channel
     stage0_pid: int
+    group: int  # the process group of stages 0, 1, and of 2 until it has its CONFIG
     stage2_pid: int = 0
 
     def receive_fuse_device(self) -> int:
@@ -75,7 +76,7 @@ class Pipeline:
         self.stage0_pid = self.stage2_pid = 0
         self.parent.close()
         self.init.close()
-        while orphans := _orphaned_stages():  # stage 2 comes to us when stage 1 is gone
+        while orphans := _children_in(self.group):  # stage 2 comes to us when stage 1 is gone
             for pid in orphans:
                 _kill(pid)
                 _reap(pid)
@@ -101,13 +102,15 @@ def start(bootstrap: Bootstrap, fds: Sequence[int], recorder: Recorder) -> Pipel
         up = Channel(for_parent, PARENT, MANAGER, child_recorder)
         keep = [for_init.fileno(), *([recorder.sink] if recorder.sink is not None else [])]
         run_to_exit(lambda: stage0_parent.run(up, for_init, child_recorder), up, COMM[PARENT], keep)
+    os.setpgid(pid, pid)
     for_parent.close()
     for_init.close()
     pipeline = Pipeline(
         bootstrap,
         Channel(ours, MANAGER, PARENT, recorder),
         Channel(init_ours, MANAGER, INIT, recorder),
-        pid,
+        stage0_pid=pid,
+        group=pid,
     )
     try:
         pipeline.parent.send(Word.BOOTSTRAP, bootstrap.pack(), fds)
@@ -144,16 +147,8 @@ def _reap(pid: int) -> str:
     raise DeadlineExceeded(MANAGER, f"process {pid}", "end", _REAP_SECONDS)
 
 
-def _orphaned_stages() -> list[int]:
-    """Return children of ours that are stages 1 or 2, adopted when a stage above them died."""
+def _children_in(group: int) -> list[int]:
+    """Return our children of a process group: stages adopted when those above them died."""
     own = os.getpid()
-    names = {COMM[PARENT], COMM[CHILD], COMM[INIT]}  # a fork has its parent's name at first
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    return [int(pid) for pid in children if _comm_of(pid) in names]
-
-
-def _comm_of(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    return [pid for pid in map(int, children) if os.getpgid(pid) == group]

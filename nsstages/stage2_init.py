@@ -55,8 +55,8 @@ def main(
 def run(inherited: Inherited, parent: Channel, manager: Channel, recorder: Recorder) -> None:
     """Be stage 2: the recipe."""
     synchronise(parent)
-    os.setsid()
     stage = receive_config(inherited, manager, recorder)
+    os.setsid()
     enter_new_pid_namespace(stage)
     name_host(stage)
     bring_loopback_up(stage)

@@ -99,7 +99,7 @@ class Recorder:
             yield
         except OSError as error:
             self._end(step, syscall, started, error.errno or 0, fields)
-            text = os.strerror(error.errno) if error.errno else str(error)
+            text = error.strerror or str(error)
             if error.filename is not None:
                 text = f"{os.fsdecode(error.filename)}: {text}"
             raise StageFailed(
