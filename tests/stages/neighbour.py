@@ -8,10 +8,12 @@ stage should say: that is the tests' business.
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from nsstages.errors import Failure, StageFailed
 from nsstages.init_config import InitConfig, Process
 from nsstages.messages import CHILD, COMM, INIT, MANAGER, PARENT, Word
 from nsstages.process import run_to_exit
+from nsstages.syscalls import PR_SET_DUMPABLE, prctl
 from nsstages.trace import Recorder, create_sink, read_sink
 from nsstages.typed import to_payload
 
@@ -273,6 +276,34 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def rows(path: str | Path) -> list[list[str]]:
     """Return the words of each line of a file."""
     return [line.split() for line in Path(path).read_text().splitlines()]
+
+
+def in_child(job: Callable[[], str], user: str = "root") -> str:
+    """Return what ``job`` returns in a forked process of ``user``, as if logged in.
+
+    Raises AssertionError with the traceback of what it raised.
+    """
+    entry = pwd.getpwnam(user)
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.chdir("/")
+            os.initgroups(user, entry.pw_gid)
+            os.setresgid(*[entry.pw_gid] * 3)
+            os.setresuid(*[entry.pw_uid] * 3)
+            prctl(PR_SET_DUMPABLE, 1)  # as after the exec that a login ends with
+            os.write(write_fd, f"+{job()}".encode())
+        except BaseException:  # noqa: BLE001  # a forked process ends here, whatever it was
+            os.write(write_fd, traceback.format_exc().encode())
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    with os.fdopen(read_fd) as answer:
+        text = answer.read()
+    assert 0 == wait_for(pid)
+    assert text.startswith("+"), text
+    return text[1:]
 
 
 def namespaces_of(pid: int | str) -> dict[str, int]:
