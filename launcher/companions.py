@@ -20,6 +20,7 @@ from nsstages.isolation import exit_status_text
 from nsstages.messages import COMM, FUSE, MANAGER, SUPERVISOR, Word
 from nsstages.process import run_to_exit
 from nsstages.trace import Recorder
+from nsstages.typed import to_payload
 
 
 @dataclass(slots=True)
@@ -75,15 +76,28 @@ class Companion:
         os.close(self.pidfd)
 
 
-def start_fuse_server(options: HostfsOptions, recorder: Recorder, keep: Iterable[int]) -> Companion:
-    """Fork the FUSE server; it lives in the host's namespaces and waits for the device."""
+def start_fuse_server(recorder: Recorder) -> Companion:
+    """Fork a FUSE server; it lives in the host's namespaces and waits to be told what to serve.
+
+    Early, as soon as the configuration is known to be right: its imports take longer than all
+    that the manager does until it needs the server.
+    """
 
     def serve(channel: Channel, own: Recorder) -> None:
-        from launcher.hostfs.server import serve
+        from launcher.hostfs.server import serve_as_told
 
-        serve(channel, options, own)
+        serve_as_told(channel, own)
 
-    return _start(FUSE, serve, recorder, keep)
+    return _start(FUSE, serve, recorder, ())
+
+
+def tell_options(server: Companion, options: HostfsOptions) -> None:
+    """Tell a FUSE server what to serve; the container's root travels as a descriptor."""
+    fds = [] if options.container_root_fd is None else [options.container_root_fd]
+    try:
+        server.channel.send(Word.OPTIONS, to_payload(options), fds)
+    except PeerDied as error:
+        raise server.death("before OPTIONS") from error
 
 
 def start_supervisor(

@@ -79,7 +79,7 @@ def plan_container_server(attach: Attachment) -> tuple[HostfsOptions, ...]:
     shown = not attach.joins_user_namespace or attach.target.namespaces["user"].is_ours
     return (
         HostfsOptions(
-            source=f"/proc/self/fd/{target.root_fd}",
+            source="",
             mountpoints=tuple(Mountpoint(path, is_directory=True) for path in KERNEL_DIRECTORIES),
             uid_map=target.uid_map if shown else IDENTITY,
             gid_map=target.gid_map if shown else IDENTITY,

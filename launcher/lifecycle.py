@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from launcher.companions import start_fuse_server
 from launcher.engine import Common, Operations
 from launcher.phases import phase
 from launcher.plan import Plan
@@ -20,6 +21,17 @@ def prepare(engine: Operations[Any], common: Common[Any]) -> Plan:
         engine.init_config(common, privileged=os.geteuid() == 0)
     with phase("prepare_config"):
         return engine.prepare_config()
+
+
+def _open_session(engine: Operations[Any], common: Common[Any], recorder: Recorder) -> Session:
+    """Plan; meanwhile a FUSE server that will be needed does its imports."""
+    servers = [start_fuse_server(recorder)] if engine.needs_fuse(common.config) else []
+    try:
+        return Session(prepare(engine, common), recorder, servers)
+    except BaseException:
+        for server in servers:
+            server.end(0)
+        raise
 
 
 def launch(
@@ -39,7 +51,7 @@ def launch(
     status: int | None = None
     session: Session | None = None
     try:
-        session = Session(prepare(engine, common), recorder)
+        session = _open_session(engine, common, recorder)
         for warning in session.plan.warnings:
             warn(warning)
         status = _run(engine, session, tell)

@@ -10,12 +10,18 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
 from launcher import new_cgroups
-from launcher.companions import Companion, start_fuse_server, start_supervisor
+from launcher.companions import (
+    Companion,
+    start_fuse_server,
+    start_supervisor,
+    tell_options,
+)
 from launcher.errors import LauncherError
 from launcher.phases import privileged
 from launcher.plan import Plan
@@ -49,10 +55,10 @@ class TimeLimit(LauncherError):
 class Session:
     """A launch in progress. Methods are called in their order, `end` always."""
 
-    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+    def __init__(self, plan: Plan, recorder: Recorder, servers: Iterable[Companion] = ()) -> None:
         self.plan = plan
         self.recorder = recorder
-        self.fuse: list[Companion] = []
+        self.fuse = list(servers)
         self.supervisor: Companion | None = None
         self.pipeline: Pipeline | None = None
         self.pump: Pump | None = None
@@ -64,9 +70,10 @@ class Session:
     def start(self) -> int:
         """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
         plan = self.plan
-        for options in plan.hostfs:
-            keep = [options.container_root_fd or -1]
-            self.fuse.append(start_fuse_server(options, self.recorder, keep))
+        while len(self.fuse) < len(plan.hostfs):
+            self.fuse.append(start_fuse_server(self.recorder))
+        for server, options in zip(self.fuse, plan.hostfs, strict=True):
+            tell_options(server, options)
         self._companions += self.fuse
         if plan.supervisor is not None:
             keep = list(plan.supervisor.descriptors())

@@ -20,8 +20,9 @@
        |<-- READY / RUN ---------------------------------------------->  |
        |<-- STARTED, EXITED (only when stage 2 stays above it) --------  |
 
-FAILED may be said upward at any time; nothing follows it. The FUSE server answers FUSE_FD with
-FUSE_SERVING, the supervisor answers SUPERVISE_PLS with SUPERVISE_ACK.
+FAILED may be said upward at any time; nothing follows it. The FUSE server
+is told what to serve by OPTIONS and answers FUSE_FD with FUSE_SERVING, the supervisor answers
+SUPERVISE_PLS with SUPERVISE_ACK.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Word(StrEnum):
     USERMAP_ACK = "USERMAP_ACK"
     TIMEOFFSETS_PLS = "TIMEOFFSETS_PLS"
     TIMEOFFSETS_ACK = "TIMEOFFSETS_ACK"
+    OPTIONS = "OPTIONS"
     FUSE_FD = "FUSE_FD"
     FUSE_SERVING = "FUSE_SERVING"
     RECVPID_PLS = "RECVPID_PLS"
@@ -118,7 +120,7 @@ LEGAL: Final[Mapping[tuple[str, str], _Order]] = MappingProxyType(
             _W.STARTED: (_W.READY,),
             _W.EXITED: (_W.STARTED,),
         },
-        (MANAGER, FUSE): {_W.FUSE_FD: (None,)},
+        (MANAGER, FUSE): {_W.OPTIONS: (None,), _W.FUSE_FD: (None, _W.OPTIONS)},
         (FUSE, MANAGER): {_W.FUSE_SERVING: (None,)},
         (MANAGER, SUPERVISOR): {_W.SUPERVISE_PLS: (None,)},
         (SUPERVISOR, MANAGER): {_W.SUPERVISE_ACK: (None,)},

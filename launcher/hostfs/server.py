@@ -6,6 +6,7 @@ does not see. When it dies the connection aborts, because nobody else holds the 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ from launcher.hostfs.options import HostfsOptions
 from nsstages.channel import Channel
 from nsstages.messages import Word
 from nsstages.trace import Recorder
+from nsstages.typed import from_payload
 
 DESCRIPTOR_TIMEOUT: Final = 60.0  # seconds; the pipeline's own deadlines are shorter
 MOST_HELD_DESCRIPTORS: Final = 4000
@@ -28,6 +30,18 @@ _TERMINAL_SIGNALS: Final = (
     signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
     signal.SIGPIPE,
 )  # fmt: skip
+
+
+def serve_as_told(channel: Channel, recorder: Recorder) -> None:
+    """Wait for OPTIONS, then serve; called in the forked server process."""
+    message = channel.expect(Word.OPTIONS, timeout=DESCRIPTOR_TIMEOUT)
+    options = from_payload(HostfsOptions, message.payload)
+    if message.fds:
+        # The descriptor has a number of its own here; "" stands for the tree that it is.
+        root_fd = message.fds[0]
+        source = options.source or f"/proc/self/fd/{root_fd}"
+        options = dataclasses.replace(options, container_root_fd=root_fd, source=source)
+    serve(channel, options, recorder)
 
 
 def serve(channel: Channel, options: HostfsOptions, recorder: Recorder) -> None:
