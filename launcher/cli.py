@@ -12,11 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from launcher.arguments import overrides, parse
 from launcher.errors import LauncherError
 from nsstages.errors import NsstagesError, StageFailed
+
+if TYPE_CHECKING:
+    from nsstages.trace import Recorder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +48,6 @@ def _report(error: LauncherError | NsstagesError) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """attach, run, exec: configuration to exit status."""
-    from launcher.engine import Common, engine
-    from launcher.lifecycle import launch as run_launch
     from nsstages.messages import MANAGER
     from nsstages.trace import Recorder, create_sink
 
@@ -54,13 +55,10 @@ def launch(options: argparse.Namespace) -> int:
     sink = create_sink() if config.trace is not None else None
     recorder = Recorder(MANAGER, sink)
     recorder.event("process.start", role=MANAGER, comm="launcher")
-    common = Common(options.engine, str(os.getpid()), config)
     error: Exception | None = None
     status: int | None = None
     try:
-        status = run_launch(
-            engine(options.engine), common, recorder, tell=print_note, warn=print_warning
-        )
+        status = _launch(options.engine, config, recorder)
         return exit_code(status)
     except (LauncherError, NsstagesError) as raised:
         error = raised
@@ -71,6 +69,20 @@ def launch(options: argparse.Namespace) -> int:
             recorder.event("result", status=code, error=str(error or ""))
             _write_trace(sink, config.trace, options)
             os.close(sink)
+
+
+def _launch(name: str, config: Any, recorder: Recorder) -> int:
+    """Fork the FUSE server first: it imports for longer than the manager needs until then."""
+    from launcher.companions import start_fuse_server
+
+    servers = [start_fuse_server(recorder)] if config.serves_files else []
+    from launcher.engine import Common, engine
+    from launcher.lifecycle import launch
+
+    common = Common(name, str(os.getpid()), config)
+    return launch(
+        engine(name), common, recorder, servers=servers, tell=print_note, warn=print_warning
+    )
 
 
 def exit_code(status: int) -> int:

@@ -11,9 +11,8 @@ import select
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from launcher.hostfs.options import HostfsOptions
-from launcher.supervisor.options import SupervisorOptions
 from nsstages.channel import Channel, Message, pair
 from nsstages.errors import Failure, NsstagesError, PeerDied, StageFailed
 from nsstages.isolation import exit_status_text
@@ -21,6 +20,10 @@ from nsstages.messages import COMM, FUSE, MANAGER, SUPERVISOR, Word
 from nsstages.process import run_to_exit
 from nsstages.trace import Recorder
 from nsstages.typed import to_payload
+
+if TYPE_CHECKING:
+    from launcher.hostfs.options import HostfsOptions
+    from launcher.supervisor.options import SupervisorOptions
 
 
 @dataclass(slots=True)

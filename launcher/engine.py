@@ -44,11 +44,6 @@ class Operations(ABC, Generic[C]):
     def config(self) -> C:
         """Return the zero value of this engine's configuration. Rights: none."""
 
-    def needs_fuse(self, config: C) -> bool:
-        """Tell whether the plan will have a FUSE server: it is started early. Rights: none."""
-        del config
-        return False
-
     @abstractmethod
     def init_config(self, common: Common[C], *, privileged: bool) -> None:
         """Store the parsed configuration; ``privileged`` when started by root. Rights: none."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from launcher.companions import start_fuse_server
+from launcher.companions import Companion
 from launcher.engine import Common, Operations
 from launcher.phases import phase
 from launcher.plan import Plan
@@ -23,22 +23,12 @@ def prepare(engine: Operations[Any], common: Common[Any]) -> Plan:
         return engine.prepare_config()
 
 
-def _open_session(engine: Operations[Any], common: Common[Any], recorder: Recorder) -> Session:
-    """Plan; meanwhile a FUSE server that will be needed does its imports."""
-    servers = [start_fuse_server(recorder)] if engine.needs_fuse(common.config) else []
-    try:
-        return Session(prepare(engine, common), recorder, servers)
-    except BaseException:
-        for server in servers:
-            server.end(0)
-        raise
-
-
 def launch(
     engine: Operations[Any],
     common: Common[Any],
     recorder: Recorder,
     *,
+    servers: Sequence[Companion] = (),
     tell: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> int:
@@ -46,12 +36,13 @@ def launch(
 
     Whatever is raised on the way has been cleaned up after when it leaves here. ``tell`` takes
     the plan's notes for the person at the terminal, ``warn`` its warnings for whoever reads.
+    ``servers`` are FUSE servers that were started early; they are this function's from here on.
     """
     error: BaseException | None = None
     status: int | None = None
     session: Session | None = None
     try:
-        session = _open_session(engine, common, recorder)
+        session = Session(prepare(engine, common), recorder, servers)
         for warning in session.plan.warnings:
             warn(warning)
         status = _run(engine, session, tell)
@@ -61,6 +52,9 @@ def launch(
     finally:
         if session is not None:
             session.end()
+        else:
+            for server in servers:
+                server.end(0)
         with phase("cleanup_container"):
             engine.cleanup_container(error, status)
     return status

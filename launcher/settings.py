@@ -131,6 +131,11 @@ class Attach(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = False
 
     @property
+    def serves_files(self) -> bool:
+        """Return True: the shell's root is served by FUSE."""
+        return True
+
+    @property
     def pid_mode(self) -> str:
         """Return join, host or new: `pid_namespace`, or what `namespaces` implies."""
         listed = self.namespaces is None or "pid" in self.namespaces
@@ -157,6 +162,11 @@ class Exec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     terminal: Terminal = "auto"
     timeout: Timeout = None
     trace: Trace = None
+
+    @property
+    def serves_files(self) -> bool:
+        """Return False: an exec sees the container's files alone."""
+        return False
 
 
 class RunRoot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -234,6 +244,11 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     terminal: Terminal = "auto"
     timeout: Timeout = None
     trace: Trace = None
+
+    @property
+    def serves_files(self) -> bool:
+        """Tell whether the root is the host's, served by FUSE."""
+        return self.root.fuse
 
 
 def chosen(namespaces: Any) -> Mapping[str, str | None] | None:

@@ -31,11 +31,6 @@ class Attach(Operations[settings.Attach]):
         """Return the zero value."""
         return settings.Attach()
 
-    def needs_fuse(self, config: settings.Attach) -> bool:
-        """Return True: the shell's root is served."""
-        del config
-        return True
-
     def init_config(self, common: Common[settings.Attach], *, privileged: bool) -> None:
         """Store the configuration."""
         del privileged

@@ -36,10 +36,6 @@ class Sandbox(Operations[settings.Run]):
         """Return the zero value."""
         return settings.Run()
 
-    def needs_fuse(self, config: settings.Run) -> bool:
-        """Tell whether the root is the host's."""
-        return config.root.fuse
-
     def init_config(self, common: Common[settings.Run], *, privileged: bool) -> None:
         """Store the configuration."""
         del privileged

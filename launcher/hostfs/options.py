@@ -32,7 +32,8 @@ class HostfsOptions:
     """What to serve, and how.
 
     ``source`` is the host directory that becomes the root, "" the container's own root.
-    ``uid_map`` and ``gid_map`` are those of the user namespace that mounted: requests come with inside ids, replies carry inside ids,
+    ``uid_map`` and ``gid_map`` are those of the user namespace that mounted: requests come with
+    inside ids, replies carry inside ids,
     the host's files have outside ids. ``container_root_fd`` (kept open by the caller) and
     ``container_path`` make `/.launcher/bin` hold one file with the bytes of ``program`` for each
     program of the container; ``vessel`` makes `/.launcher/vessel`, mode 4755. ``files`` are more
