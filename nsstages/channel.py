@@ -128,7 +128,7 @@ class Channel:
         data, ancillary, flags, _ = self._next_packet(waiting_for, timeout)
         fds = _descriptors_of(ancillary)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) < _HEADER.size:
                 raise Malformed("packet", "truncated")
             version, count, clock, length = _HEADER.unpack_from(data)
             if version != VERSION:
