@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from launcher.arguments import parser
-from launcher.schema import _describe as accepted
+from launcher.schema import describe as accepted
 from launcher.settings import Attach, Run
 
 REFERENCE: Final = Path(__file__).parent / "reference"

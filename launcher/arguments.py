@@ -85,6 +85,8 @@ def _add_settings(command: argparse.ArgumentParser, engine: str) -> None:
     add("--namespaces", metavar="KIND[=FILE],...", help="which namespaces, by kind or file")
     add("--timeout", type=float, metavar="SECONDS", help="end the program after that time")
     add("--trace", metavar="FILE", help="write what every process did to FILE")
+    if engine != "run":
+        add("--cgroup", choices=("join", "host"), help="whether to enter the target's cgroups")
     if engine == "attach":
         _add_attach(command)
     add("command", nargs="*", metavar="COMMAND", help="the program and its arguments, after --")
@@ -125,7 +127,7 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     given = vars(options)
     plain = (
         "target", "user", "cwd", "clear_env", "terminal", "timeout", "trace", "name", "hostname",
-        "pid_namespace", "user_namespace", "supervise", "trust_container",
+        "pid_namespace", "user_namespace", "supervise", "trust_container", "cgroup",
     )  # fmt: skip
     values = {key: given[key] for key in plain if given.get(key) is not None}
     if options.command:
@@ -133,7 +135,8 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     if options.env:
         values["env"] = dict(_variable(entry) for entry in options.env)
     if options.namespaces is not None:
-        values["namespaces"] = _namespaces(options.namespaces)
+        own = "new" if options.engine == "run" else "join"
+        values["namespaces"] = _namespaces(options.namespaces, own)
     if given.get("root") is not None:
         values["root"] = {"path": given["root"]}
     if given.get("read_only"):
@@ -149,11 +152,11 @@ def _variable(entry: str) -> tuple[str, str]:
     return name, value if equals else os.environ.get(name, "")
 
 
-def _namespaces(text: str) -> list[str] | dict[str, str]:
-    """KIND,KIND=FILE: nsenter's words, too (mount, network)."""
+def _namespaces(text: str, own: str) -> list[str] | dict[str, str]:
+    """KIND,KIND=FILE: nsenter's words, too (mount, network); ``own`` says where no file is."""
     words = {"mount": "mnt", "network": "net"}
     parts = [part.partition("=") for part in text.split(",") if part]
     kinds = [(words.get(kind, kind), file) for kind, _, file in parts]
     if any(file for _, file in kinds):
-        return {kind: file or "join" for kind, file in kinds}
+        return {kind: file or own for kind, file in kinds}
     return [kind for kind, _ in kinds]

@@ -40,13 +40,14 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
     descriptors = Descriptors()
     trees, mount_plans = plan_mounts(attach, descriptors)
     bootstrap = plan_bootstrap(attach, descriptors, trees)
+    servers = (plan_hostfs(attach), *plan_container_server(attach)) if bootstrap.fuse else ()
     return Plan(
         engine="attach",
         bootstrap=bootstrap,
         init=plan_init(attach, mount_plans),
         descriptors=descriptors.all(),
         cgroup_directories=host.cgroup_directories if config.cgroup == "join" else (),
-        hostfs=(plan_hostfs(attach), *plan_container_server(attach)),
+        hostfs=servers,
         supervisor=plan_supervisor(attach),
         target_pidfd=target.pidfd,
         target_name=f"{target.engine} container {target.name}",
@@ -96,13 +97,25 @@ def plan_bootstrap(
         target_pidfd=descriptors.add(target.pidfd, "pidfd of the target"),
         rootless=not attach.host.privileged,
         oom_score_adj=max(HOST_TOOL_OOM_SCORE, target.oom_score_adj),
-        trees=trees,
+        trees=(*outer_root(attach), *trees),
         fuse=fuse_mounts(attach),
     )
 
 
+def outer_root(attach: Attachment) -> tuple[Tree, ...]:
+    """Return the root of the attach around this one: its FUSE mount without what is on it."""
+    if not attach.host.is_supervised:
+        return ()
+    return (Tree(FUSE_ROOT, "/", "outside", recursive=False),)
+
+
 def fuse_mounts(attach: Attachment) -> tuple[FuseMount, ...]:
-    """Return the host's root, and where it is wanted the container's tree with its own ids."""
+    """Return the host's root, and where it is wanted the container's tree with its own ids.
+
+    Inside another attach there is no /dev/fuse, and no need of it: its root is cloned instead.
+    """
+    if attach.host.is_supervised:
+        return ()
     root = FuseMount(FUSE_ROOT)
     if attach.config.root.container_access != "fuse":
         return (root,)

@@ -85,6 +85,8 @@ def _routing_problems(config: Attach) -> Iterator[Problem]:
 
 def _attach_root_problems(config: Attach) -> Iterator[Problem]:
     root = config.root
+    if not root.fuse:
+        yield Problem("root.fuse", "an attach has its root over FUSE; `native` lists what is not")
     if root.container_path.strip("/") == "":
         yield Problem("root.container_path", "expected a directory below /")
     inside = (*_NEVER_SERVED, *root.from_container)

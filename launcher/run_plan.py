@@ -163,8 +163,8 @@ def plan_bootstrap(run: _Run, descriptors: Descriptors) -> Bootstrap:
         uid_map=run.uid_map if new_user else (),
         gid_map=run.gid_map if new_user else (),
         setgroups=may_set_groups(run),
-        newuidmap=host.newuidmap if len(run.uid_map) > 1 else "",
-        newgidmap=host.newgidmap if len(run.gid_map) > 1 else "",
+        newuidmap=host.newuidmap if new_user else "",
+        newgidmap=host.newgidmap if new_user else "",
         time_offsets=()
         if offsets is None
         else (

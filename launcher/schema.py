@@ -71,7 +71,7 @@ def _check(value: Any, node: inspect.Type, key: str, checked: Checked) -> Any:
     if visit is not None:
         return visit(value, member, key, checked)
     if not _fits(value, node):
-        checked.refuse(key, f"expected {_describe(node)}, got {_shown(value, node)}")
+        checked.refuse(key, f"expected {describe(node)}, got {_shown(value, node)}")
         return DROPPED
     return value
 
@@ -109,7 +109,7 @@ def _check_struct(
     required = [name for name, field in fields.items() if field.required]
     for name in required:
         if name not in value:
-            checked.refuse(_join(key, name), f"missing, expected {_describe(fields[name].type)}")
+            checked.refuse(_join(key, name), f"missing, expected {describe(fields[name].type)}")
     return rest if all(name in rest for name in required) else DROPPED
 
 
@@ -117,7 +117,7 @@ def _check_dict(value: dict[str, Any], node: inspect.DictType, key: str, checked
     rest = {}
     for name, item in value.items():
         if not _fits(name, node.key_type):
-            checked.refuse(key, f"expected {_describe(node.key_type)} as key, got {name!r}")
+            checked.refuse(key, f"expected {describe(node.key_type)} as key, got {name!r}")
         elif (kept := _check(item, node.value_type, _join(key, name), checked)) is not DROPPED:
             rest[name] = kept
     return rest
@@ -175,7 +175,7 @@ def _matches(value: str, pattern: str | None) -> bool:
     return pattern is None or re.search(pattern, value) is not None
 
 
-def _describe(node: inspect.Type) -> str:
+def describe(node: inspect.Type) -> str:
     """Return what ``node`` accepts, as a phrase that follows "expected"."""
     if isinstance(node, inspect.Metadata) and node.extra:
         return str(node.extra["expected"])
@@ -183,14 +183,14 @@ def _describe(node: inspect.Type) -> str:
     match node:
         case inspect.UnionType():
             members = [m for m in node.types if not isinstance(_bare(m), inspect.NoneType)]
-            return " or ".join(_describe(member) for member in members)
+            return " or ".join(describe(member) for member in members)
         case inspect.LiteralType():
             words = ", ".join(f'"{value}"' for value in node.values)
             return f"one of {words}" if len(node.values) > 1 else words
         case inspect.IntType() | inspect.FloatType():
             return "a number" + _describe_range(node)
         case inspect.VarTupleType():
-            return f"a list ({_describe(node.item_type)} in each place)"
+            return f"a list ({describe(node.item_type)} in each place)"
         case inspect.BoolType():
             return "true or false"
     return "an object"

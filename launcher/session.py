@@ -70,6 +70,8 @@ class Session:
     def start(self) -> int:
         """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
         plan = self.plan
+        while len(self.fuse) > len(plan.hostfs):
+            self.fuse.pop().end(0)
         while len(self.fuse) < len(plan.hostfs):
             self.fuse.append(start_fuse_server(self.recorder))
         for server, options in zip(self.fuse, plan.hostfs, strict=True):
@@ -253,8 +255,10 @@ class Session:
         try:
             message = stages.init.expect(Word.EXITED, timeout=_GRACE_SECONDS)
         except PeerDied as error:
+            # Reaped first: a container's pid 1 cannot go before all of its namespace is gone.
+            death = stages.death_of_init(error)
             self._raise_if_target_died()
-            raise self._cause(stages.death_of_init(error)) from error
+            raise self._cause(death) from error
         self.status = int(message.payload["status"])
 
     def _raise_if_target_died(self) -> None:

@@ -13,9 +13,11 @@ from typing import Final
 
 from launcher.attachment import DEFAULT_PATH, PROGRAMS, Attachment
 from launcher.hostfs.options import File
-from nsstages.credentials import Credentials
+from nsstages.credentials import CapabilitySets, Credentials
 from nsstages.init_config import Process
 
+# What little they allow: CAP_WAKE_ALARM, CAP_BLOCK_SUSPEND, CAP_LEASE, CAP_AUDIT_READ.
+_HARMLESS: Final = (35, 36, 28, 37)
 # The last of its directory in every locale: C sorts capitals before, others letter by letter.
 _PROFILE: Final = "/etc/profile.d/zz-launcher.sh"
 _PROFILE_TEXT: Final = f"""\
@@ -32,7 +34,7 @@ def plan_process(attach: Attachment) -> Process:
     config, host, person = attach.config, attach.host, attach.host.person
     rights = Credentials()
     if host.privileged and not is_own_environment(attach):
-        rights = Credentials(uid=person.uid, gid=person.gid, groups=person.groups)
+        rights = Credentials(person.uid, person.gid, person.groups, guard_of(attach))
     environment = environment_of(attach)
     return Process(
         argv=tuple(config.command) or (environment["SHELL"], "-l"),
@@ -42,6 +44,19 @@ def plan_process(attach: Attachment) -> Process:
         credentials=rights,
         terminal=host.interactive if config.terminal == "auto" else config.terminal,
     )
+
+
+def guard_of(attach: Attachment) -> CapabilitySets:
+    """Return one harmless capability that the container lacks, as the person's only one.
+
+    The kernel lets a process look into another of the same uid, and so at this host's files, but
+    not when the other holds a capability that it has not (cap_ptrace_access_check): without this
+    a container's process of the person's uid, or its root become that uid, could.
+    """
+    lacking = ~attach.target.capabilities.bounding
+    guard = next((1 << number for number in _HARMLESS if lacking >> number & 1), 0)
+    everything = (1 << attach.host.last_capability + 1) - 1
+    return CapabilitySets(guard, guard, guard, bounding=everything, ambient=guard)
 
 
 def profile_files(attach: Attachment) -> tuple[File, ...]:

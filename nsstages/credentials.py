@@ -30,6 +30,7 @@ from nsstages.syscalls import (
 _CAPABILITY_VERSION_3: Final = 0x20080522
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_PTRACE: Final = 19
+CAP_SETPCAP: Final = 8
 
 
 def last_capability() -> int:
@@ -80,6 +81,10 @@ def calls(credentials: Credentials, last_cap: int) -> tuple[Call, ...]:
         wanted.append(Call("setresuid", (credentials.uid,) * 3))
     if credentials.no_new_privs:
         wanted.append(_prctl(PR_SET_NO_NEW_PRIVS, 1))
+    if credentials.seccomp_filters and capabilities is not None:
+        # Leaving uid 0 emptied the effective set, and seccomp(2) wants CAP_SYS_ADMIN in it.
+        working = capabilities.permitted | 1 << CAP_SYS_ADMIN | 1 << CAP_SETPCAP
+        wanted.append(_capset(working, working, 0))
     # A filter without no_new_privs needs CAP_SYS_ADMIN: install it before the last rights go.
     wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[:-1]]
     if capabilities is not None and credentials.no_new_privs:
@@ -107,20 +112,23 @@ def _drop_bounding(keep: int, last_cap: int) -> list[Call]:
     ]
 
 
-def _set_capabilities(sets: CapabilitySets) -> list[Call]:
+def _capset(effective: int, permitted: int, inheritable: int) -> Call:
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    sets = (effective, permitted, inheritable)
     data = b"".join(
-        struct.pack("III", *(s >> shift & 0xFFFFFFFF for s in
-                             (sets.effective, sets.permitted, sets.inheritable)))
-        for shift in (0, 32)
-    )  # fmt: skip
+        struct.pack("III", *(s >> shift & 0xFFFFFFFF for s in sets)) for shift in (0, 32)
+    )
+    return Call("capset", (header, data))
+
+
+def _set_capabilities(sets: CapabilitySets) -> list[Call]:
     ambient = [
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
         for number in range(64)
         if sets.ambient >> number & 1
     ]
     return [
-        Call("capset", (header, data)),
+        _capset(sets.effective, sets.permitted, sets.inheritable),
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL),
         *ambient,
     ]

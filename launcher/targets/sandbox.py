@@ -30,7 +30,11 @@ _SUFFIX: Final = ".json"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One container: its first process, when that started (ticks), and what it runs."""
+    """One container: its first process, when that started (ticks), and what it runs.
+
+    ``pid_namespace`` is the inode of the one in which ``pid`` counts: from inside an attached
+    shell, which sees the host's files, the number would be somebody else's.
+    """
 
     version: int
     name: str
@@ -38,6 +42,7 @@ class State:
     start_time: int
     command: tuple[str, ...]
     created: float
+    pid_namespace: int
 
 
 def write_state(name: str, pid: int, start_time: int, command: Sequence[str]) -> None:
@@ -47,7 +52,8 @@ def write_state(name: str, pid: int, start_time: int, command: Sequence[str]) ->
     """
     if not is_plain_name(name) or name.isdigit():
         raise LauncherError(f"{name!r} cannot be the name of a container")
-    state = State(VERSION, name, pid, start_time, tuple(command), time.time())
+    created = time.time()
+    state = State(VERSION, name, pid, start_time, tuple(command), created, _pid_namespace())
     with _directory(create=True) as directory_fd:
         fcntl.flock(directory_fd, fcntl.LOCK_EX)
         if other := _read(directory_fd, name + _SUFFIX):
@@ -120,11 +126,17 @@ def _directory(*, create: bool) -> Iterator[int]:
 def _read(directory_fd: int, file_name: str) -> State | None:
     """Return the state in ``file_name``, or None and no file when its process has ended."""
     state = _decode(directory_fd, file_name)
+    if state is not None and state.pid_namespace != _pid_namespace():
+        return None
     if state is not None and is_running(state.pid, state.start_time):
         return state
     with suppress(FileNotFoundError):
         os.unlink(file_name, dir_fd=directory_fd)
     return None
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _decode(directory_fd: int, file_name: str) -> State | None:
