@@ -11,52 +11,26 @@ import os
 import stat
 from collections.abc import Sequence
 
+from nsstages import syscalls
 from nsstages.bootstrap import Tree
 from nsstages.idmap import OVERFLOW_ID
-from nsstages.syscalls import (
-    AT_EMPTY_PATH,
-    AT_FDCWD,
-    AT_RECURSIVE,
-    FSCONFIG_CMD_CREATE,
-    FSCONFIG_SET_FLAG,
-    FSCONFIG_SET_STRING,
-    MNT_DETACH,
-    MOUNT_ATTR_IDMAP,
-    MOUNT_ATTR_RDONLY,
-    MOVE_MOUNT_T_EMPTY_PATH,
-    MS_PRIVATE,
-    MS_REC,
-    MS_SLAVE,
-    OPEN_TREE_CLOEXEC,
-    OPEN_TREE_CLONE,
-    fsconfig,
-    fsmount,
-    fsopen,
-    mount,
-    mount_setattr,
-    move_mount,
-    open_in_root,
-    open_tree,
-    pivot_root,
-    umount2,
-)
 
 
 def make_private() -> None:
     """Cut the whole mount namespace off: nothing done in it shows anywhere else."""
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
 def new_filesystem(kind: str, options: Sequence[str] = (), attributes: int = 0) -> int:
     """Return a detached mount of a new ``kind`` file system; options are key or key=value."""
-    context = fsopen(kind)
+    context = syscalls.fsopen(kind)
     try:
         for option in options:
             key, equals, value = option.partition("=")
-            command = FSCONFIG_SET_STRING if equals else FSCONFIG_SET_FLAG
-            fsconfig(context, command, key, value if equals else None)
-        fsconfig(context, FSCONFIG_CMD_CREATE)
-        return fsmount(context, attributes)
+            command = syscalls.FSCONFIG_SET_STRING if equals else syscalls.FSCONFIG_SET_FLAG
+            syscalls.fsconfig(context, command, key, value if equals else None)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, attributes)
     finally:
         os.close(context)
 
@@ -80,12 +54,16 @@ def open_fuse(device: int, attributes: int) -> int:
 
 def clone_tree(path: str, *, beneath: int = -1, recursive: bool = True) -> int:
     """Return a detached copy of the mount (tree) at ``path``, looked up below ``beneath``."""
-    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    flags = (
+        syscalls.OPEN_TREE_CLONE
+        | syscalls.OPEN_TREE_CLOEXEC
+        | (syscalls.AT_RECURSIVE if recursive else 0)
+    )
     if beneath == -1:
-        return open_tree(AT_FDCWD, path, flags)
-    here = open_in_root(beneath, path, os.O_PATH)
+        return syscalls.open_tree(syscalls.AT_FDCWD, path, flags)
+    here = syscalls.open_in_root(beneath, path, os.O_PATH)
     try:
-        return open_tree(here, "", flags | AT_EMPTY_PATH)
+        return syscalls.open_tree(here, "", flags | syscalls.AT_EMPTY_PATH)
     finally:
         os.close(here)
 
@@ -96,7 +74,7 @@ def open_planned_tree(tree: Tree, fds: Sequence[int]) -> int:
     try:
         fd = _idmapped(tree, beneath, [fds[index] for index in tree.idmap_userns])
         # Slave: a clone of a shared mount would carry mounts made below it back to its origin.
-        mount_setattr(fd, set_attributes=tree.attributes, propagation=MS_SLAVE)
+        syscalls.mount_setattr(fd, set_attributes=tree.attributes, propagation=syscalls.MS_SLAVE)
     except OSError:
         if tree.required:
             raise
@@ -113,8 +91,8 @@ def _idmapped(tree: Tree, beneath: int, candidates: Sequence[int]) -> int:
     for userns in candidates:
         fd = clone_tree(tree.path, beneath=beneath, recursive=tree.recursive)
         try:
-            attribute = MOUNT_ATTR_IDMAP
-            mount_setattr(fd, set_attributes=attribute, userns_fd=userns, recursive=False)
+            attribute = syscalls.MOUNT_ATTR_IDMAP
+            syscalls.mount_setattr(fd, set_attributes=attribute, userns_fd=userns, recursive=False)
             if os.fstat(fd).st_uid != OVERFLOW_ID:
                 return fd
         except OSError as error:
@@ -130,9 +108,9 @@ def attach(mount_fd: int, root_fd: int, target: str, *, create: bool = False) ->
     """Attach a detached mount at ``target`` inside the root; ``create`` makes what is missing."""
     if create:
         create_target(root_fd, target, directory=stat.S_ISDIR(os.fstat(mount_fd).st_mode))
-    where = open_in_root(root_fd, target, os.O_PATH)
+    where = syscalls.open_in_root(root_fd, target, os.O_PATH)
     try:
-        move_mount(mount_fd, where, "", MOVE_MOUNT_T_EMPTY_PATH)
+        syscalls.move_mount(mount_fd, where, "", syscalls.MOVE_MOUNT_T_EMPTY_PATH)
     finally:
         os.close(where)
 
@@ -148,7 +126,7 @@ def create_target(root_fd: int, target: str, *, directory: bool) -> None:
 
 
 def _create(root_fd: int, parent: str, name: str, *, directory: bool) -> None:
-    parent_fd = open_in_root(root_fd, parent, os.O_PATH | os.O_DIRECTORY)
+    parent_fd = syscalls.open_in_root(root_fd, parent, os.O_PATH | os.O_DIRECTORY)
     try:
         if directory:
             os.mkdir(name, 0o755, dir_fd=parent_fd)
@@ -163,7 +141,7 @@ def _create(root_fd: int, parent: str, name: str, *, directory: bool) -> None:
 def create_symlink(root_fd: int, target: str, text: str) -> None:
     """Make the symbolic link ``target`` inside the root, unless something is there."""
     parent, _, name = target.rpartition("/")
-    parent_fd = open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
+    parent_fd = syscalls.open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
     try:
         os.symlink(text, name, dir_fd=parent_fd)
     except FileExistsError:
@@ -174,7 +152,7 @@ def create_symlink(root_fd: int, target: str, text: str) -> None:
 
 def enter_root(mount_fd: int) -> None:
     """Lay a detached mount over the root directory: the one place that always exists."""
-    move_mount(mount_fd, AT_FDCWD, "/")
+    syscalls.move_mount(mount_fd, syscalls.AT_FDCWD, "/")
     os.fchdir(mount_fd)
 
 
@@ -184,8 +162,8 @@ def switch_root() -> None:
     pivot_root, not chroot: in a chroot unshare(CLONE_NEWUSER) fails with EPERM, and bwrap or
     rootless podman with it.
     """
-    pivot_root(".", ".")
-    umount2(".", MNT_DETACH)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
 
 
@@ -193,10 +171,10 @@ def uncover(root_fd: int, path: str) -> None:
     """Take the mount at ``path`` away; where it is locked to its parent, cover it instead."""
     parent, _, _ = path.rpartition("/")
     try:
-        where = open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+        where = syscalls.open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return
-    above = open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
+    above = syscalls.open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
     try:
         if os.fstat(where).st_dev != os.fstat(above).st_dev:
             _detach_or_cover(where)
@@ -209,8 +187,8 @@ def uncover(root_fd: int, path: str) -> None:
 def _detach_or_cover(where: int) -> None:
     os.fchdir(where)  # "." needs no /proc to name a descriptor
     try:
-        umount2(".", MNT_DETACH)
+        syscalls.umount2(".", syscalls.MNT_DETACH)
     except OSError:
-        cover = new_filesystem("tmpfs", ("size=4k", "mode=0555"), MOUNT_ATTR_RDONLY)
-        move_mount(cover, where, "", MOVE_MOUNT_T_EMPTY_PATH)
+        cover = new_filesystem("tmpfs", ("size=4k", "mode=0555"), syscalls.MOUNT_ATTR_RDONLY)
+        syscalls.move_mount(cover, where, "", syscalls.MOVE_MOUNT_T_EMPTY_PATH)
         os.close(cover)

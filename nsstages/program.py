@@ -11,27 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NoReturn
 
-from nsstages import credentials, terminal
+from nsstages import credentials, syscalls, terminal
 from nsstages.channel import Channel
 from nsstages.errors import Failure, PeerDied, StageFailed
 from nsstages.init_config import InitConfig, Process
 from nsstages.isolation import exit_status_text
 from nsstages.messages import INIT, Word
 from nsstages.process import report
-from nsstages.syscalls import (
-    PR_SET_CHILD_SUBREAPER,
-    PR_SET_DUMPABLE,
-    PR_SET_PDEATHSIG,
-    PR_SET_PTRACER,
-    SECCOMP_FILTER_FLAG_NEW_LISTENER,
-    SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
-    SECCOMP_SET_MODE_FILTER,
-    Call,
-    Packed,
-    close_range,
-    execute,
-    prctl,
-)
 from nsstages.trace import Recorder
 
 # Written just before exec: the logical clock. End of file without it means a death before exec,
@@ -47,7 +33,7 @@ def start(config: InitConfig, manager: Channel, recorder: Recorder) -> None:
         become_program(config, manager, recorder)
     # No death signal for the reaper: it notices the manager's end itself, and must live to reap,
     # or its children would be zombies under a pid 1 that may not reap.
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
@@ -93,8 +79,8 @@ def become_program(
     with recorder.step("take the target's rights", "setresuid"):
         credentials.apply(credentials.calls(process.credentials, config.last_capability))
     if config.rootless:
-        prctl(PR_SET_DUMPABLE, 1)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if process.umask is not None:
         os.umask(process.umask)
     execute_program(process, manager, recorder, gate_write)
@@ -116,9 +102,13 @@ def install_filter(filter_: bytes) -> int:
 
     Raises OSError: EBUSY when a filter of this process has a listener already.
     """
-    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-    program = Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
-    return execute(Call("seccomp", (SECCOMP_SET_MODE_FILTER, flags, program)))
+    flags = (
+        syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    )
+    program = syscalls.Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
+    return syscalls.execute(
+        syscalls.Call("seccomp", (syscalls.SECCOMP_SET_MODE_FILTER, flags, program))
+    )
 
 
 def get_supervised(config: InitConfig, manager: Channel, listener: int, pidfd: int) -> None:
@@ -127,7 +117,7 @@ def get_supervised(config: InitConfig, manager: Channel, listener: int, pidfd: i
     if config.vessel:
         fds.append(os.open(config.vessel, os.O_RDONLY | os.O_CLOEXEC))
     if config.rootless:
-        prctl(PR_SET_DUMPABLE, 1)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
         _declare_tracer(-1)
     manager.send(Word.SUPERVISE_PLS, {}, fds)
     manager.expect(Word.SUPERVISE_ACK, timeout=config.timeout)
@@ -140,7 +130,7 @@ def get_supervised(config: InitConfig, manager: Channel, listener: int, pidfd: i
 def _declare_tracer(pid: int) -> None:
     # Yama's scope 1 lets only ancestors trace, unless declared; without Yama it is EINVAL.
     try:
-        prctl(PR_SET_PTRACER, pid)
+        syscalls.prctl(syscalls.PR_SET_PTRACER, pid)
     except OSError:
         return
 
@@ -172,9 +162,9 @@ def execute_program(
     first = 3
     for fd in keep_on_failure:
         if fd > first:
-            close_range(first, fd - 1)
+            syscalls.close_range(first, fd - 1)
         first = fd + 1
-    close_range(first, 2**31 - 1)
+    syscalls.close_range(first, 2**31 - 1)
     for number in range(1, signal.NSIG):
         if signal.getsignal(number) is signal.SIG_IGN:  # Python ignores SIGPIPE; programs do not
             signal.signal(number, signal.SIG_DFL)
