@@ -88,9 +88,7 @@ def test_relative_paths_are_routed(container: Container) -> None:
     view = routed_view(container, "cd /c/bin; ./onlyhere")
 
     assert container.image.name == view.image
-    assert "/bin" == os.path.realpath(view.one("cwd").removeprefix("/usr")) or view.one(
-        "cwd"
-    ) in ("/bin", "/usr/bin")
+    assert view.one("cwd") in ("/bin", "/usr/bin")
 
 
 def test_execveat_is_routed(container: Container) -> None:
