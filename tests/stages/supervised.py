@@ -42,6 +42,7 @@ from nsstages.syscalls import (
     MS_BIND,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
+    PR_SET_PDEATHSIG,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
     SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
     SECCOMP_SET_MODE_FILTER,
@@ -53,6 +54,7 @@ from nsstages.syscalls import (
     move_mount,
     open_tree,
     pivot_root,
+    prctl,
     setns,
     umount2,
     unshare,
@@ -147,9 +149,11 @@ class Container:
 
 def start_container(root: Path, *, userns: bool = False) -> Container:
     """Start a container of ``root``; with ``userns`` in a user namespace of its own."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(30)
 
     def parent() -> int:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.chdir(root)  # a user namespace has no right to walk there
         flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
         unshare(flags | (CLONE_NEWUSER if userns else 0))
@@ -169,8 +173,8 @@ def start_container(root: Path, *, userns: bool = False) -> Container:
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{parent_pid}/{name}").write_text(f"0 {ID_OFFSET} 65536")
         ours.send(b"go")
-        pid = int(ours.recv(16))
-        ours.recv(16)
+        # From two processes, in any order.
+        pid = next(int(word) for word in {ours.recv(16), ours.recv(16)} if word.isdigit())
     fds = tuple(
         (os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
         for kind, flag in KINDS
@@ -188,6 +192,7 @@ def _be_init(channel: socket.socket) -> NoReturn:
         with suppress(OSError):
             os.setgid(0)
             os.setuid(0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the ids, whose change forgets it
         make_private()
         tree = open_tree(AT_FDCWD, ".", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
         move_mount(tree, AT_FDCWD, ".")
@@ -265,6 +270,7 @@ class Attach:
             stdio = (os.open("/dev/null", os.O_RDONLY), self.outputs[0][1], self.outputs[1][1])
         self._start_supervisor()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(30)
         fds = stdio
         environment = {"PATH": "/usr/bin:/bin:/.launcher/bin", "TERM": "xterm", **(env or {})}
 
@@ -353,6 +359,9 @@ class Attach:
         try:
             status = wait(self.parent, timeout)
             wait(self.supervisor, 5)
+        except TimeoutError as error:
+            error.add_note("\n".join(texts))
+            raise
         finally:
             self.channel.close()
             events = tuple(trace.read_sink(self.sink))
