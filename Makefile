@@ -11,6 +11,7 @@ TESTS ?=
 .PHONY: test demo bench check setup clean
 
 test: setup
+	@.venv/bin/python -m tests.product.debian
 	@.venv/bin/pytest -n $(WORKERS) $(TESTS)
 
 demo: setup

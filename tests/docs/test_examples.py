@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import pytest
 
 from tests import needs
 from tests.docs.examples import Page
+from tests.product.debian import locked
 from tests.product.docker_engine import DockerEngine
 from tests.session import Session
 
@@ -26,8 +26,7 @@ def readers_machine(session: Session) -> Iterator[Mapping[str, str]]:
 
     The name is the same for all pages, so their tests run one at a time.
     """
-    with (session.shared / "web.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(session.shared / "web.lock"):
         engine = DockerEngine(session)
         container = engine.start("busybox", name="web")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -6,12 +6,15 @@ one for a single test. Both are gone afterwards, and that is checked.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.product.container import Container
 from tests.product.engines import CASES, Case, Engines
+from tests.product.interactive import PROMPT
 from tests.session import Session
 
 
@@ -49,6 +52,16 @@ def start(engines: Engines) -> Iterator[Callable[..., Container]]:
     yield start
     for container in started:
         container.engine.stop(container)
+
+
+@pytest.fixture
+def home(unique_name: str) -> Iterator[Path]:
+    """A person's home directory, not below /tmp: the shell then sees it through FUSE."""
+    path = Path("/var/tmp", unique_name)
+    path.mkdir(mode=0o755)
+    (path / ".bash_profile").write_text(f"PS1='{PROMPT}'\nunset PROMPT_COMMAND\n")
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from typing import ClassVar
 
 from tests.dockerd import docker_host
 from tests.product.container import MARK, SCRATCH, Container, Engine, Wish
+from tests.product.debian import locked
 from tests.product.images import Image
 from tests.session import Session
 
@@ -61,8 +61,7 @@ class DockerEngine(Engine):
 
     def _imported(self, image: Image) -> str:
         tag = f"launcher-test/{image.name}"
-        with image.path.with_suffix(".docker-lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(image.path.with_suffix(".docker-lock")):
             if not self.call("docker", "images", "--quiet", tag):
                 with subprocess.Popen(
                     ["tar", "-c", "-C", image.path, "."], stdout=subprocess.PIPE

@@ -11,24 +11,22 @@ shell /bin/onlyscript. `shifted` is the same tree owned by the ids that a user n
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from tests.product import debian
+from tests.product.debian import locked
 from tests.session import Session
 
 OFFSET: Final = 100000  # where user namespaces of the test containers map id 0
 COUNT: Final = 65536
-_CACHE: Final = Path("/var/cache/launcher-tests")
-_SUITE: Final = "bookworm"
 _PROGRAMS: Final = Path(__file__).with_name("programs")
 _MUSL_LOADER: Final = "/lib/ld-onlyhere.so.1"  # a name that no host has
 
@@ -52,17 +50,10 @@ def image(session: Session, name: str) -> Image:
     directory = session.shared / "images"
     directory.mkdir(exist_ok=True)
     made = Image(name, directory / name, has_shell=name != "noshell")
-    with _locked(directory / f"{name}.lock"):
+    with locked(directory / f"{name}.lock"):
         if not made.shifted.exists():
             _make(made)
     return made
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(image: Image) -> None:
@@ -104,25 +95,9 @@ def _make_noshell(path: Path) -> None:
 
 def _make_debian(path: Path) -> None:
     path.mkdir()
-    subprocess.run(["tar", "-x", "-f", _debian_archive(), "-C", path], check=True)
+    subprocess.run(["tar", "-x", "-f", debian.archive(), "-C", path], check=True)
     target = path / "usr/local/bin/onlyglibc"
     subprocess.run(["gcc", "-O1", "-o", target, _PROGRAMS / "onlyhere.c"], check=True)
-
-
-def _debian_archive() -> Path:
-    """Return the archive of a bootstrapped Debian; making it takes 16 s and the network."""
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    archive = _CACHE / f"{_SUITE}-essential.tar"
-    with _locked(_CACHE / "lock"):
-        if not archive.exists():
-            unfinished = archive.with_suffix(".unfinished.tar")
-            command = ["mmdebstrap", "--variant=essential", "--aptopt=Acquire::Retries \"3\"",
-                       _SUITE, str(unfinished)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if done.returncode:
-                raise RuntimeError(f"mmdebstrap: {done.stderr[-2000:]}")
-            unfinished.rename(archive)
-    return archive
 
 
 def _write_users(path: Path) -> None:
