@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -44,7 +45,8 @@ class _Version(argparse.Action):
             number = version("nslauncher")
         except PackageNotFoundError:
             number = "unknown (not installed)"
-        parser.exit(message=f"launcher {number}\n")
+        sys.stdout.write(f"launcher {number}\n")
+        parser.exit()
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
