@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.supervisor.filters import read_filters
 from launcher.supervisor.notify import filter_program
+from nsstages import trace
 from nsstages.syscalls import PR_SET_NO_NEW_PRIVS, SECCOMP_SET_MODE_FILTER, Call, Packed, execute
 from tests import needs
 from tests.stages.supervised import Attach, Container, build_root, start_container, wait
@@ -140,10 +142,8 @@ def test_routed_program_stops_and_goes_on(container: Container) -> None:
     assert 0 == len(result.execs(errno=13))
 
 
-def events_of(attach: Attach) -> list[dict[str, object]]:
+def events_of(attach: Attach) -> list[dict[str, Any]]:
     """Return what the supervisor has recorded so far."""
-    from nsstages import trace
-
     return list(trace.read_sink(attach.sink))
 
 
@@ -224,7 +224,7 @@ def test_debugged_processes_end_with_the_supervisor(container: Container) -> Non
     time.sleep(0.1)
     debugged = [e for e in events_of(attach) if e["kind"] == "exec"][-1]["subject"]
     attach.channel.close()
-    gone = wait_for_state(int(str(debugged)), ",Z,X")
+    gone = wait_for_state(debugged, ",Z,X")
     os.close(output)
     attach.finish()
 
@@ -355,7 +355,7 @@ def test_death_of_the_supervisor_kills_the_tree(container: Container) -> None:
     pids = {e["subject"] for e in events_of(attach) if e["kind"] == "exec"}
     os.kill(attach.supervisor, signal.SIGKILL)
     status = wait(attach.parent, 5)
-    states = [wait_for_state(int(str(pid)), ",Z,X") for pid in pids]
+    states = [wait_for_state(pid, ",Z,X") for pid in pids]
     os.close(output)
     wait(attach.supervisor, 5)
     attach.channel.close()

@@ -41,7 +41,7 @@ def run_filter(arch: int, number: int, arguments: tuple[int, ...] = ()) -> int:
             at += on_true if accumulator == value else on_false
         else:
             assert 0x06 == code
-            return value
+            return int(value)
 
 
 @pytest.mark.parametrize(
