@@ -125,7 +125,7 @@ class Session:
         try:
             message = stages.init.expect(*words, timeout=self.plan.init.timeout)
         except PeerDied as error:
-            raise self._cause(stages.death_of_init(error)) from error
+            raise self._cause(stages.death_of_init(error), died=True) from error
         except StageFailed as error:
             raise self._cause(error) from error
         if message.word is Word.MOUNT_FD_PLS:
@@ -153,12 +153,25 @@ class Session:
             close_all(fds)
         stages.init.send(Word.SUPERVISE_ACK)
 
-    def _cause(self, error: StageFailed) -> StageFailed:
-        """Prefer a dead companion to what its death made of stage 2."""
+    def _cause(self, error: StageFailed, *, died: bool = False) -> StageFailed | TargetDied:
+        """Prefer a dead companion or container to what its death made of stage 2.
+
+        A container's end takes stage 2 along. ``died`` says that stage 2 is dead, and reaped: the
+        container's first process cannot go before all of its PID namespace is gone.
+        """
         for companion in self._companions:
             if companion.wait(0.05) and not companion.ended_well():
                 return companion.death(f"before {error.failure.step}")
+        if died and self._target_has_ended(0.2):
+            return TargetDied(f"{self.plan.target_name} has exited")
         return error
+
+    def _target_has_ended(self, seconds: float) -> bool:
+        if self.plan.target_pidfd == -1:
+            return False
+        poller = select.poll()
+        poller.register(self.plan.target_pidfd, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
 
     def program_pid(self) -> int:
         """Return the program's pid, as the host counts: its pidfd knows."""
@@ -177,7 +190,7 @@ class Session:
             # End of file: stage 2 became the program, or died before. Its name tells.
             comm = Path(f"/proc/{stages.stage2_pid}/comm").read_text().rstrip("\n")
             if self.plan.init.reaper or comm == COMM[INIT]:
-                raise self._cause(stages.death_of_init(error)) from error
+                raise self._cause(stages.death_of_init(error), died=True) from error
         except StageFailed as error:
             raise self._cause(error) from error
 
@@ -255,20 +268,8 @@ class Session:
         try:
             message = stages.init.expect(Word.EXITED, timeout=_GRACE_SECONDS)
         except PeerDied as error:
-            # Reaped first: a container's pid 1 cannot go before all of its namespace is gone.
-            death = stages.death_of_init(error)
-            self._raise_if_target_died()
-            raise self._cause(death) from error
+            raise self._cause(stages.death_of_init(error), died=True) from error
         self.status = int(message.payload["status"])
-
-    def _raise_if_target_died(self) -> None:
-        """A container's end takes stage 2 along, with its PID namespace."""
-        if self.plan.target_pidfd == -1:
-            return
-        poller = select.poll()
-        poller.register(self.plan.target_pidfd, select.POLLIN)
-        if poller.poll(200):
-            raise TargetDied(f"{self.plan.target_name} has exited")
 
     def end(self) -> None:
         """End every process of this launch and close what the session opened."""

@@ -112,6 +112,21 @@ def gdb() -> str:
 
 
 @_need
+def lsof() -> str:
+    return _program("lsof", "lsof")
+
+
+@_need
+def sudo() -> str:
+    return _program("sudo", "sudo")
+
+
+@_need
+def vim() -> str:
+    return _program("vim.tiny", "vim-tiny")
+
+
+@_need
 def tmux() -> str:
     return _program("tmux", "tmux")
 
