@@ -50,13 +50,15 @@ def launch(
         error = raised
         raise
     finally:
-        if session is not None:
-            session.end()
-        else:
-            for server in servers:
-                server.end(0)
-        with phase("cleanup_container"):
-            engine.cleanup_container(error, status)
+        try:
+            if session is not None:
+                session.end()
+            else:
+                for server in servers:
+                    server.end(0)
+        finally:
+            with phase("cleanup_container"):
+                engine.cleanup_container(error, status)
     return status
 
 
