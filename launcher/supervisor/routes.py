@@ -150,14 +150,29 @@ def decide(target: Target, layout: Layout, resolver: Resolver) -> Decision:
 
 
 def _is_plain(path: str, layout: Layout, resolver: Resolver) -> bool:
-    """Tell whether a walk meets only directories and files of the host: the shortest decision."""
+    """Tell whether a walk meets nothing but the host's: the shortest decision, for most execs.
+
+    A path with a ".." is left to the long walk.
+    """
     at = ""
-    for component in path.split("/"):
+    links = 0
+    pending = path.split("/")[::-1]
+    while pending:
+        component = pending.pop()
         if not component or component == ".":
             continue
-        at = f"{at}/{component}"
-        if component == ".." or at in layout.doors or resolver.host_link(at) is not None:
+        candidate = f"{at}/{component}"
+        if component == ".." or candidate in layout.doors:
             return False
+        link = resolver.host_link(candidate)
+        if link is None:
+            at = candidate
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            return True  # ELOOP, says the kernel
+        at = "" if link.startswith("/") else at
+        pending += link.split("/")[::-1]
     return True
 
 
