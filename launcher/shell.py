@@ -51,7 +51,8 @@ def guard_of(attach: Attachment) -> CapabilitySets:
 
     The kernel lets a process look into another of the same uid, and so at this host's files, but
     not when the other holds a capability that it has not (cap_ptrace_access_check): without this
-    a container's process of the person's uid, or its root become that uid, could.
+    a container's process of the person's uid, or its root become that uid, could. bwrap runs with
+    no capability at all: `setpriv --ambient-caps=-all bwrap ...`.
     """
     lacking = ~attach.target.capabilities.bounding
     guard = next((1 << number for number in _HARMLESS if lacking >> number & 1), 0)

@@ -41,13 +41,15 @@ class Attach(Operations[settings.Attach]):
         target = take(find(target_spec(self._config.target)))
         self._target = target
         refuse_frozen(target)
-        if target.seccomp_mode == _SECCOMP_MODE_FILTER and self._config.routes:
+        host = read_host(self._config, target)
+        self._files = [reference.fd for reference in host.namespace_files.values()]
+        # Inside another attach nothing is routed, and the kernel shows no filter to the filtered.
+        routes = self._config.routes and not host.is_supervised
+        if routes and target.seccomp_mode == _SECCOMP_MODE_FILTER:
             from launcher.supervisor.filters import read_filters
 
             filters = read_filters(target.pid)
             target = self._target = dataclasses.replace(target, seccomp_filters=filters)
-        host = read_host(self._config, target)
-        self._files = [reference.fd for reference in host.namespace_files.values()]
         return plan_attach(self._config, target, host)
 
     def cleanup_container(self, error: BaseException | None, status: int | None) -> None:
