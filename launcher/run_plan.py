@@ -247,6 +247,8 @@ def plan_mounts(run: _Run) -> tuple[MountPlan, ...]:
               for path in host_trees(run)]  # fmt: skip
     if run.config.root.fuse and "pid" in run.kinds:
         mounts.append(MountPlan(Source.NEW, "proc", "/proc", kind="proc"))
+    if run.config.root.fuse and "user" in run.kinds:
+        mounts.append(plan_terminals(run, "/dev/pts"))  # the host's are not this namespace's
     wanted = run.config.mounts
     if not wanted and not run.config.root.fuse:
         wanted = (
@@ -288,21 +290,25 @@ def plan_mount(run: _Run, mount: Mount, *, create: bool, required: bool) -> list
 
 def plan_devices(run: _Run, at: str) -> list[MountPlan]:
     """Plan a /dev that needs no mknod, which a user namespace forbids."""
-    pts_options = ["newinstance", "ptmxmode=0666", "mode=0620"]
-    if "user" not in run.kinds or to_outside(run.gid_map, 5) != OVERFLOW_ID:
-        pts_options.append("gid=5")
     dev = MOUNT_ATTR_NOSUID
     return [
         MountPlan(Source.NEW, "tmpfs", at, kind="tmpfs", options=("mode=0755", "size=64k"),
                   attributes=dev, create_target=True),
         *(MountPlan(Source.BIND, f"/dev/{name}", f"{at}/{name}", create_target=True)
           for name in DEVICES),
-        MountPlan(Source.NEW, "devpts", f"{at}/pts", kind="devpts", options=tuple(pts_options),
-                  attributes=dev | MOUNT_ATTR_NOEXEC, create_target=True),
+        plan_terminals(run, f"{at}/pts", create=True),
         MountPlan(Source.NEW, "tmpfs", f"{at}/shm", kind="tmpfs", options=("mode=1777",),
                   attributes=dev | MOUNT_ATTR_NODEV, create_target=True),
         *(MountPlan(Source.SYMLINK, text, f"{at}/{name}") for text, name in DEVICE_LINKS),
     ]  # fmt: skip
+
+
+def plan_terminals(run: _Run, at: str, *, create: bool = False) -> MountPlan:
+    """Plan a devpts of the container's own; its group only where the map has it."""
+    has_group = "user" not in run.kinds or to_outside(run.gid_map, 5) != OVERFLOW_ID
+    options = ("newinstance", "ptmxmode=0666", "mode=0620", *(("gid=5",) if has_group else ()))
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+    return MountPlan(Source.NEW, "devpts", at, "devpts", options, attributes, create_target=create)
 
 
 def plan_process(run: _Run) -> Process:
