@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 128 + 13
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return _report(LauncherError(f"{where}{error.strerror or error}"))
 
 
 def _report(error: LauncherError | NsstagesError) -> int:
@@ -52,7 +55,10 @@ def launch(options: argparse.Namespace) -> int:
     from nsstages.trace import Recorder, create_sink
 
     config = _config(options, options.engine)
-    sink = create_sink() if config.trace is not None else None
+    sink = None
+    if config.trace is not None:
+        open(config.trace, "a").close()  # refused before anything is started
+        sink = create_sink()
     recorder = Recorder(MANAGER, sink)
     recorder.event("process.start", role=MANAGER, comm="launcher")
     error: Exception | None = None
@@ -60,7 +66,7 @@ def launch(options: argparse.Namespace) -> int:
     try:
         status = _launch(options.engine, config, recorder)
         return exit_code(status)
-    except (LauncherError, NsstagesError) as raised:
+    except (LauncherError, NsstagesError, OSError) as raised:
         error = raised
         raise
     finally:
