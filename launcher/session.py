@@ -99,9 +99,11 @@ class Session:
         try:
             for descriptor in self.plan.descriptors:
                 if descriptor.maps is not None:
-                    made.append(user_namespace_with(*descriptor.maps))
-                if descriptor.new_cgroup:
-                    made.append(new_cgroups.create(descriptor.new_cgroup, self._cgroups))
+                    with self.recorder.step("create user namespace for maps", "unshare"):
+                        made.append(user_namespace_with(*descriptor.maps))
+                if path := descriptor.new_cgroup:
+                    with self.recorder.step("create cgroup", "mkdir", path=path):
+                        made.append(new_cgroups.create(path, self._cgroups))
                 fds.append(descriptor.fd if descriptor.fd != -1 else made[-1])
             return pipeline.start(self.plan.bootstrap, fds, self.recorder)
         finally:

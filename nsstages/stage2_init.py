@@ -152,7 +152,8 @@ def open_root(stage: _Init) -> int:
     """Return the mount that becomes the root."""
     if stage.config.root == Root.FUSE:
         return stage.inherited.trees[stage.config.root_path]
-    return tree_of_path(stage, stage.config.root_path)
+    with stage.recorder.step("clone the root", "open_tree"):
+        return tree_of_path(stage, stage.config.root_path)
 
 
 def tree_of_path(stage: _Init, path: str) -> int:
