@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nsstages.syscalls import PR_SET_CHILD_SUBREAPER, prctl
-from tests import leaks, needs
+from tests import leaks, needs, podman
 from tests.session import Session, new_session_id
 
 _session = pytest.StashKey[Session]()
@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Whatever a test makes has this worker's name in its path, so that nobody else is blamed.
     tempfile.tempdir = os.environ["TMPDIR"] = str(session.temporary)
     config.option.basetemp = str(session.own / "tests")
+    podman.write_settings(session)
+    os.environ.update(podman.environment(session))
     leaks.record_forks()
 
 

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from nsstages.syscalls import MNT_DETACH, PR_SET_CHILD_SUBREAPER, prctl, umount2
+from tests import podman
 from tests.dockerd import Dockerd
 from tests.session import Session
 
@@ -74,21 +75,16 @@ def _answer(request: str, daemon: Dockerd) -> str:
 def clean(session: Session) -> None:
     """Remove what a session, however it ended, may have left: nothing when all went well."""
     for directory in session.directory.glob("*/podman"):
-        _run_podman(directory, "rm", "--all", "--force", "--time", "0")
+        worker = Session(session.session_id, directory.parent.name)
+        command = ["podman", "rm", "--all", "--force", "--time", "0"]
+        if (directory / "storage").exists():
+            variables = os.environ | podman.environment(worker)
+            subprocess.run(command, env=variables, capture_output=True)
     for state in Path("/run/runc").glob(f"{session.session_id}-*"):
         subprocess.run(["runc", "delete", "--force", state.name], capture_output=True)
     _kill_cgroups(session.session_id)
     _unmount_below(str(session.directory))
     shutil.rmtree(session.directory, ignore_errors=True)
-
-
-def _run_podman(directory: Path, *arguments: str) -> None:
-    environment = dict(
-        os.environ,
-        CONTAINERS_CONF=str(directory / "containers.conf"),
-        CONTAINERS_STORAGE_CONF=str(directory / "storage.conf"),
-    )
-    subprocess.run(["podman", *arguments], env=environment, capture_output=True)
 
 
 def _kill_cgroups(session_id: str) -> None:

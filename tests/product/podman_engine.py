@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar
 
+from tests import podman
 from tests.product.container import MARK, SCRATCH, Container, Engine, Wish, ends
 from tests.product.images import COUNT, OFFSET
 from tests.product.overlay import Overlay
-from tests.session import Session
-
-_STORAGE: Final = """\
-[storage]
-driver = "overlay"
-graphroot = "{0}/storage"
-runroot = "{0}/run"
-[storage.options.overlay]
-skip_mount_home = "true"
-"""
-# Limits within those of the tests: podman's own are above what root without CAP_SYS_RESOURCE may
-# set. Locks in files: those in /dev/shm are shared by all podmans of the machine.
-_SETTINGS: Final = """\
-[containers]
-default_ulimits = ["nofile={1}:{1}", "nproc={2}:{2}"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "none"
-lock_type = "file"
-tmp_dir = "{0}/tmp"
-static_dir = "{0}/static"
-volume_path = "{0}/volumes"
-"""
 
 
 class PodmanEngine(Engine):
@@ -41,25 +17,10 @@ class PodmanEngine(Engine):
     name: ClassVar[str] = "podman"
     has_userns: ClassVar[bool] = True
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._directory = session.own / "podman"
-        self._directory.mkdir(exist_ok=True)
-        settings = _SETTINGS.format(
-            self._directory,
-            _limit(resource.RLIMIT_NOFILE, 20000),
-            _limit(resource.RLIMIT_NPROC, 10000),
-        )
-        (self._directory / "containers.conf").write_text(settings)
-        (self._directory / "storage.conf").write_text(_STORAGE.format(self._directory))
-
     @property
     def environment(self) -> Mapping[str, str]:
         """The files with this worker's settings."""
-        return {
-            "CONTAINERS_CONF": f"{self._directory}/containers.conf",
-            "CONTAINERS_STORAGE_CONF": f"{self._directory}/storage.conf",
-        }
+        return podman.environment(self.session)
 
     def run(self, wish: Wish) -> Container:
         """Start it with podman's default profile and without a network."""
@@ -91,8 +52,3 @@ class PodmanEngine(Engine):
         with ends(monitor, f"the monitor of {container.spec}"):
             self.call("podman", "rm", "--force", "--time=0", container.name)
         Overlay(self.session, container.name).remove()
-
-
-def _limit(kind: int, wanted: int) -> int:
-    hard = resource.getrlimit(kind)[1]
-    return wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs
+from tests import needs, podman
 from tests.product.container import COMMAND, MARK, SCRATCH, Container
 from tests.product.engines import Engines
 from tests.product.images import OFFSET
@@ -96,6 +96,7 @@ def test_a_session_that_is_killed_leaves_nothing() -> None:
     assert keeper.stdout is not None
     keeper.stdout.readline()
     session.make_directories()
+    podman.write_settings(session)
     engines = Engines(session)
     containers = [engines[name].start("noshell") for name in ("docker", "podman", "runc")]
     pidfds = [os.pidfd_open(container.pid) for container in containers]
