@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,25 @@ if TYPE_CHECKING:
     from nsstages.trace import Recorder
 
 
+# Objects that may be made before the collector looks: more than a launch makes until it waits.
+_LAUNCH_OBJECTS: Final = 100_000
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code."""
+    """Run one command; return the exit code. Without ``arguments`` this process is the command."""
+    if arguments is not None:
+        return _run(arguments)
+    # What a launch loads lives to its end: looking for garbage in it is a tenth of the start,
+    # and of the end
+    gc.set_threshold(_LAUNCH_OBJECTS)
+    code = _run(sys.argv[1:])
+    gc.freeze()
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(arguments)
         return _ACTIONS[options.action](options)
     except (LauncherError, NsstagesError) as error:
         return _report(error)
