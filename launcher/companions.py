@@ -87,8 +87,10 @@ def start_fuse_server(recorder: Recorder) -> Companion:
     """
 
     def serve(channel: Channel, own: Recorder) -> None:
-        from launcher.hostfs.server import serve_as_told
+        from launcher.hostfs.imports import sparing
 
+        with sparing():
+            from launcher.hostfs.server import serve_as_told
         serve_as_told(channel, own)
 
     return _start(FUSE, serve, recorder, ())
