@@ -160,8 +160,11 @@ def unshare_the_rest(stage: _Child) -> None:
 def set_time_offsets(stage: _Child) -> None:
     """Ask stage 0; a time namespace takes offsets only while nobody lives in it."""
     if stage.bootstrap.time_offsets:
+        if stage.bootstrap.rootless:
+            prctl(PR_SET_DUMPABLE, 1)  # as for the maps
         stage.parent.send(Word.TIMEOFFSETS_PLS)
         stage.parent.expect(Word.TIMEOFFSETS_ACK, timeout=stage.bootstrap.timeout)
+        prctl(PR_SET_DUMPABLE, 0)
 
 
 def mount_fuse(stage: _Child) -> None:

@@ -53,6 +53,8 @@ def open_verified_pty(dev_pts_ptmx: str = "/dev/pts/ptmx") -> tuple[int, int]:
             directory_fd, name, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW,
             resolve=_NO_LINKS | RESOLVE_NO_XDEV,
         )  # fmt: skip
+    except PermissionError:
+        master_fd = _open_beside(directory, name)
     finally:
         os.close(directory_fd)
     try:
@@ -62,6 +64,22 @@ def open_verified_pty(dev_pts_ptmx: str = "/dev/pts/ptmx") -> tuple[int, int]:
         os.close(master_fd)
         raise
     return master_fd, slave_fd
+
+
+def _open_beside(directory: str, name: str) -> int:
+    """Open the ptmx above the devpts, whose own has mode 000 by default. The kernel takes the
+    devpts that is mounted beside such a node, and nothing else (pts(4)).
+    """
+    path = f"{os.path.dirname(directory)}/{name}"
+    ptmx_fd = openat2(AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve=_NO_LINKS)
+    try:
+        status = os.fstat(ptmx_fd)
+    finally:
+        os.close(ptmx_fd)
+    if (stat.S_ISCHR(status.st_mode), status.st_rdev) != (True, _PTMX_DEVICE):
+        raise UntrustedTerminal(f"{path}: not the kernel's ptmx")
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW
+    return openat2(AT_FDCWD, path, flags, resolve=_NO_LINKS)
 
 
 def _verify(directory_fd: int, directory: str, name: str) -> None:
