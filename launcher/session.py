@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -66,6 +66,8 @@ class Session:
         self.status: int | None = None
         self._companions: list[Companion] = []
         self._cgroups: list[str] = []
+        self._signals: Signals | None = None
+        self._until_end = ExitStack()
 
     def start(self) -> int:
         """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
@@ -183,8 +185,12 @@ class Session:
         return -1
 
     def release(self) -> None:
-        """Open the start gate; return when the program's exec succeeded."""
+        """Open the start gate; return when the program's exec succeeded.
+
+        From here on signals are the program's: what comes before `monitor` waits for it.
+        """
         stages = self._stages()
+        self._hold_signals()
         stages.init.send(Word.RUN)
         try:
             stages.init.expect(Word.STARTED, timeout=self.plan.init.timeout)
@@ -196,10 +202,17 @@ class Session:
         except StageFailed as error:
             raise self._cause(error) from error
 
+    def _hold_signals(self) -> Signals:
+        if self._signals is None:
+            signals = Signals(forward=self.plan.forward_signals)
+            self._signals = self._until_end.enter_context(signals)
+        return self._signals
+
     def monitor(self) -> int:
         """Forward signals and terminal until the program ends; return its wait status."""
         raw = RawTerminal() if self.pump is not None and os.isatty(0) else nullcontext()
-        with Signals(forward=self.plan.forward_signals) as signals, raw:
+        signals = self._hold_signals()
+        with raw:
             deadline = time.monotonic() + self.plan.time_limit if self.plan.time_limit else None
             try:
                 while self.status is None:
@@ -259,12 +272,19 @@ class Session:
                 stages.stage2_pid = 0
                 self.status = status
         if self.status is not None:
+            # A companion's death reaches the program, by SIGKILL from the supervisor's and SIGBUS
+            # from the server's, before the kernel lets anybody know of it. Without one they end
+            # about now.
+            self._raise_if_companion_failed(0.2 if self.status else 0.0)
             return
-        for companion in self._watched():
-            if companion.pidfd in ready and not companion.ended_well():
-                raise companion.death("while the program was running")
+        self._raise_if_companion_failed(0.0)
         if self.plan.target_pidfd in ready:
             raise TargetDied(f"{self.plan.target_name} has exited")
+
+    def _raise_if_companion_failed(self, seconds: float) -> None:
+        for companion in self._watched():
+            if companion.wait(seconds) and not companion.ended_well():
+                raise companion.death("while the program was running")
 
     def _read_exit(self, stages: Pipeline) -> None:
         try:
@@ -274,7 +294,15 @@ class Session:
         self.status = int(message.payload["status"])
 
     def end(self) -> None:
-        """End every process of this launch and close what the session opened."""
+        """End every process of this launch and close what the session opened.
+
+        No signal interrupts that: a second Ctrl-C would leave half of it behind.
+        """
+        with self._until_end:
+            self._hold_signals()
+            self._end_all()
+
+    def _end_all(self) -> None:
         if self.pipeline is not None:
             self._end_program(self.pipeline)
         if self.supervisor is not None:

@@ -22,7 +22,10 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 
 class Signals:
-    """While entered, forwarded signals, SIGWINCH and SIGCHLD can be read and do nothing else."""
+    """While entered, forwarded signals, SIGWINCH and SIGCHLD can be read and do nothing else.
+
+    What this process was told to ignore, by nohup(1) say, stays ignored, as in the program.
+    """
 
     def __init__(self, *, forward: bool = True) -> None:
         self._numbers = (signal.SIGWINCH, signal.SIGCHLD, *(FORWARDED if forward else ()))
@@ -33,7 +36,8 @@ class Signals:
     def __enter__(self) -> Signals:
         self._old_wakeup = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in self._numbers:
-            self._old_handlers[number] = signal.signal(number, _noted)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._old_handlers[number] = signal.signal(number, _noted)
         # One that came before the handlers stood is found by the first look at the children.
         os.write(self._write_fd, bytes([signal.SIGCHLD]))
         return self

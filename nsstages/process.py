@@ -27,8 +27,7 @@ def run_to_exit(
         set_name(comm)
         close_all_but([*keep, up.fileno()])
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         up.recorder.event("process.start", role=up.me, comm=comm)
         job()
@@ -38,6 +37,13 @@ def run_to_exit(
         report(up, error)
     finally:
         os._exit(status)
+
+
+def reset_signals() -> None:
+    """Take back Python's handlers and the manager's; what nohup(1) ignores stays ignored."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def report(up: Channel, error: BaseException) -> None:

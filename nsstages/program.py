@@ -165,9 +165,8 @@ def execute_program(
             syscalls.close_range(first, fd - 1)
         first = fd + 1
     syscalls.close_range(first, 2**31 - 1)
-    for number in range(1, signal.NSIG):
-        if signal.getsignal(number) is signal.SIG_IGN:  # Python ignores SIGPIPE; programs do not
-            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs do not
+        signal.signal(number, signal.SIG_DFL)
     if gate_write != -1:
         os.write(gate_write, _GATE.pack(recorder.clock))
     environment = dict(entry.split("=", 1) for entry in process.env if "=" in entry)
