@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launcher.imports import sparing
 from nsstages.channel import Channel, Message, pair
 from nsstages.errors import Failure, NsstagesError, PeerDied, StageFailed
 from nsstages.isolation import exit_status_text
@@ -87,8 +88,6 @@ def start_fuse_server(recorder: Recorder) -> Companion:
     """
 
     def serve(channel: Channel, own: Recorder) -> None:
-        from launcher.hostfs.imports import sparing
-
         with sparing():
             from launcher.hostfs.server import serve_as_told
         serve_as_told(channel, own)
@@ -111,8 +110,8 @@ def start_supervisor(
     """Fork the supervisor; it waits for the listener of the process to supervise."""
 
     def supervise(channel: Channel, own: Recorder) -> None:
-        from launcher.supervisor.loop import supervise
-
+        with sparing():
+            from launcher.supervisor.loop import supervise
         supervise(channel, options, own)
 
     return _start(SUPERVISOR, supervise, recorder, keep)

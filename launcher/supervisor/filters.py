@@ -14,6 +14,7 @@ from typing import Final
 import msgpack
 
 from launcher.errors import TargetError
+from launcher.imports import sparing
 from launcher.targets.bounded import Answer, in_child
 
 _SECONDS: Final = 5.0
@@ -38,8 +39,8 @@ def read_filters(pid: int) -> tuple[bytes, ...]:
 
 
 def _read(pid: int) -> Answer:
-    from launcher.supervisor import tracer
-
+    with sparing():
+        from launcher.supervisor import tracer
     tracer.seize(pid, 0)
     tracer.interrupt(pid)
     _, status = os.waitpid(pid, _WALL)

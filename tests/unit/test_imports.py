@@ -1,4 +1,4 @@
-"""What the FUSE server does not import, and that it is there all the same."""
+"""What the forked companions do not import, and that it is there all the same."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import sys
 
 START = """
 import sys
-from launcher.hostfs.imports import sparing
+from launcher.imports import sparing
 with sparing():
     import launcher.hostfs.server
+    import launcher.supervisor.loop
 """
 
 
 def answer(code: str) -> str:
-    """Return what ``code`` prints after the server's imports, in an interpreter of its own."""
+    """Return what ``code`` prints after their imports, in an interpreter of its own."""
     done = subprocess.run(
         [sys.executable, "-c", START + code], capture_output=True, text=True, timeout=60
     )
@@ -23,14 +24,14 @@ def answer(code: str) -> str:
 
 
 def test_nothing_for_tls_is_loaded() -> None:
-    """Neither OpenSSL nor the tables of host names are loaded when the server starts."""
+    """Neither OpenSSL nor the tables of host names are loaded when they start."""
     loaded = answer("print([n for n in ('_ssl', '_hashlib', 'idna.core') if n in sys.modules])")
 
     assert "[]" == loaded
 
 
 def test_no_program_is_run() -> None:
-    """Importing trio runs ldconfig; the server's start runs nothing."""
+    """Importing trio or python-ptrace runs ldconfig; the companions' start runs nothing."""
     code = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)"
 
     assert "0" == answer(code)

@@ -1,8 +1,8 @@
-"""What trio and pyfuse3 import and the FUSE server never uses, kept out of its start.
+"""What trio, pyfuse3 and python-ptrace import and a launch never uses, kept out of its start.
 
 Importing them is the longest part of an attach, and a third of it is for TLS, DTLS, international
-host names, thread names and a version number. For the FUSE server process only: what is kept out
-stays usable there, as far as it can be used at all.
+host names, version numbers and running ldconfig. For the processes of one job only, which end with
+it: what is kept out stays usable there, as far as it can be used at all.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class _Postponed(ModuleType):
 
 @contextmanager
 def sparing() -> Iterator[None]:
-    """Import trio or pyfuse3 in the body of this.
+    """Import trio, pyfuse3 or python-ptrace in the body of this.
 
-    While it lasts, two modules are stand-ins that answer the one question they are asked:
-    `ctypes.util`, where libpthread is (trio wants to name threads; the true answer comes from
-    running ldconfig), and `importlib.metadata`, which version pyfuse3 is. Neither knows: trio and
-    pyfuse3 go on without.
+    While it lasts, two modules are stand-ins that answer the one question they are asked.
+    `ctypes.util`, where a library is, for which it would run ldconfig(8): trio then names no
+    threads, and python-ptrace takes the C library that the process has already.
+    `importlib.metadata`, which version pyfuse3 is: it goes on as an unknown one.
     """
     for name in _POSTPONED:
         sys.modules.setdefault(name, _Postponed(name))
