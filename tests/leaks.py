@@ -7,6 +7,7 @@ test's. Names of other workers and sessions are theirs to answer for (session.py
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -66,12 +67,13 @@ class Belongings:
 
 def take(session: Session, keeper: int) -> Belongings:
     """Look at everything. ``keeper`` is the pid whose descendants do not count."""
+    processes = frozenset(_descendants(os.getpid(), keeper))
     return Belongings(
-        processes=frozenset(_descendants(os.getpid(), keeper)),
+        processes=processes,
         descriptors=frozenset(_descriptors()),
         mounts=frozenset(line for line in _mounts() if not session.is_others(line)),
         cgroups=frozenset(path for path in _cgroups() if not session.is_others(path)),
-        files=frozenset(path for path in _files(session) if not session.is_others(path)),
+        files=frozenset(path for path in _files(session, processes) if not session.is_others(path)),
     )
 
 
@@ -166,7 +168,18 @@ def _cgroups() -> Iterator[str]:
         yield from below
 
 
-def _files(session: Session) -> Iterator[str]:
+def _files(session: Session, own: frozenset[Process]) -> Iterator[str]:
+    """Yield our files; a container that runs below another worker has a state file of its."""
     for directory, pattern in _STATE_FILES:
-        yield from map(str, directory.glob(pattern))
+        for path in directory.glob(pattern):
+            pid = _container_of(path)
+            if pid in {process.pid for process in own} or not Path(f"/proc/{pid}").exists():
+                yield str(path)
     yield from map(str, session.temporary.iterdir())
+
+
+def _container_of(state_file: Path) -> int:
+    try:
+        return int(json.loads(state_file.read_bytes())["pid"])
+    except (OSError, ValueError, KeyError):  # being written or removed, or none of ours
+        return 0

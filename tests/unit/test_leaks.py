@@ -138,3 +138,21 @@ def test_a_temporary_file_is_seen(look: Callable[[], leaks.Belongings], session:
 def test_names_tell_whose_a_thing_is(text: str, *, others: bool) -> None:
     """A path with the name of another worker or session is theirs; one without is suspicious."""
     assert others == Session("lt00000001", "gw1").is_others(text)
+
+
+@needs.root
+@pytest.mark.parametrize(("of_ours", "seen"), [(True, True), (False, False)])
+def test_a_state_file_belongs_to_whoever_runs_the_container(
+    look: Callable[[], leaks.Belongings], unique_name: str, *, of_ours: bool, seen: bool
+) -> None:
+    """The state file of a container below this worker is a leak, that of another's is not."""
+    path = Path("/run/launcher", f"x{unique_name[2:]}.json")  # no name of a session
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    before = look()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        path.write_text(f'{{"pid": {process.pid if of_ours else 1}}}')
+        leaked = leaks.left_behind(before, look)
+        path.unlink()
+        process.kill()
+
+    assert seen == (f"files: {path}" in leaked)
