@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterable
 from functools import partial
+
+import msgpack
 
 from launcher.attachment import Host
 from launcher.joins import open_namespace_files
@@ -85,7 +86,7 @@ def _kinds_of(target: Snapshot, paths: Iterable[str]) -> dict[str, bool]:
     Looked up by a child that can be killed: a container may serve its own root, and not answer.
     """
     look = partial(_look_up_kinds, target.root_fd, tuple(paths))
-    kinds: dict[str, bool] = json.loads(in_child(look, timeout=5.0).data)
+    kinds: dict[str, bool] = msgpack.unpackb(in_child(look, timeout=5.0).data)
     return kinds
 
 
@@ -98,7 +99,7 @@ def _look_up_kinds(root_fd: int, paths: Iterable[str]) -> Answer:
             continue
         kinds[path] = stat.S_ISDIR(os.fstat(fd).st_mode)
         os.close(fd)
-    return Answer(json.dumps(kinds).encode())
+    return Answer(msgpack.packb(kinds))
 
 
 def cgroup_directories(target: Snapshot) -> tuple[str, ...]:

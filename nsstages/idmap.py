@@ -6,7 +6,6 @@ directly when the kernel allows it, else through newuidmap and newgidmap.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +92,8 @@ def _write(path: Path, id_map: IdMap, helper: str, pid: int) -> None:
 
 
 def _run_helper(helper: str, pid: int, id_map: IdMap) -> None:
+    import subprocess
+
     words = [str(n) for r in id_map for n in (r.inside, r.outside, r.count)]
     done = subprocess.run([helper, str(pid), *words], capture_output=True, env={}, check=False)
     if done.returncode:

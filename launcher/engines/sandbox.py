@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 from launcher import settings
 from launcher.engine import Common, Operations
@@ -57,8 +56,8 @@ class Sandbox(Operations[settings.Run]):
             namespace_files=files,
             subordinate_uids=subordinate_ids("/etc/subuid", person.name, person.uid),
             subordinate_gids=subordinate_ids("/etc/subgid", person.name, person.uid),
-            newuidmap=shutil.which("newuidmap") or "",
-            newgidmap=shutil.which("newgidmap") or "",
+            newuidmap=_helper("newuidmap"),
+            newgidmap=_helper("newgidmap"),
             cgroup_hierarchies=_cgroup_hierarchies(),
             last_capability=last_capability(),
             filter_program=filter_program(),
@@ -92,6 +91,12 @@ class Sandbox(Operations[settings.Run]):
         if self._config.name is not None and self._program_pid:
             sandbox.remove_state(self._config.name, self._program_pid)
         close_all(self._files)
+
+
+def _helper(name: str) -> str:
+    import shutil
+
+    return shutil.which(name) or ""
 
 
 def _cgroup_hierarchies() -> tuple[str, ...]:

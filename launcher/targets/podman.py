@@ -8,7 +8,6 @@ the podman command only; it is asked last, since it takes twenty times as long.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -95,6 +94,8 @@ def _pid_of(directory: Path) -> int:
 
 
 def _ask(name: str) -> Found | None:
+    import subprocess
+
     if not is_plain_name(name):
         return None
     words = ["{{.Name}}", "{{.State.Pid}}", "{{.State.Status}}"]
