@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,32 @@ def attach(
         cwd=cwd,
         env={**os.environ, **container.engine.environment, **(environment or {})},
     )
+
+
+@contextmanager
+def running(
+    container: Container,
+    *command: str,
+    options: tuple[str, ...] = (),
+    under: tuple[str, ...] = (),
+) -> Iterator[subprocess.Popen[str]]:
+    """Have an attach run, ``under`` another program; `command` has said "started" on entering."""
+    process = subprocess.Popen(
+        [*under, LAUNCHER, "attach", *options, container.spec, "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={**os.environ, **container.engine.environment},
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert "started\n" == process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def attach_shell(container: Container, script: str, **wishes: object) -> str:

@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from nsstages.messages import COMM, FUSE, SUPERVISOR
 from tests import needs
-from tests.product.attached import LAUNCHER, attach
+from tests.product.attached import attach, running
 from tests.product.container import Container
 from tests.product.interactive import FEW, ONE
 
@@ -27,29 +27,6 @@ engines = pytest.mark.parametrize(
 SOON: float = 2.0  # seconds in which the launcher must have returned
 # Says that it runs, and goes on reading the host's files.
 BUSY = "echo started; while :; do cat /etc/os-release > /dev/null; done"
-
-
-@contextmanager
-def attached(
-    container: Container, *command: str, under: tuple[str, ...] = ()
-) -> Iterator[subprocess.Popen[str]]:
-    """Have an attach run, ``under`` another program; it has printed one line when this begins."""
-    process = subprocess.Popen(
-        [*under, LAUNCHER, "attach", container.spec, "--", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env={**os.environ, **container.engine.environment},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            assert "started\n" == process.stdout.readline()
-            yield process
-        finally:
-            process.kill()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -75,7 +52,7 @@ def test_signals_are_forwarded(container: Container, number: signal.Signals) -> 
     """SIGTERM, SIGHUP and SIGINT to the launcher reach the program, which may handle them."""
     name = number.name.removeprefix("SIG")
     script = f"trap 'echo got {name}; exit 5' {name}; echo started; while :; do sleep 0.02; done"
-    with attached(container, "sh", "-c", script) as process:
+    with running(container, "sh", "-c", script) as process:
         process.send_signal(number)
 
         assert (5, f"got {name}\n", "") == ended(process)
@@ -84,7 +61,7 @@ def test_signals_are_forwarded(container: Container, number: signal.Signals) -> 
 @on_one
 def test_a_forwarded_signal_ends_a_routed_program(container: Container) -> None:
     """The program that a signal reaches can be one of the container's; 128+n is the exit code."""
-    with attached(container, "sh", "-c", "echo started; exec /c/bin/sleep 1000") as process:
+    with running(container, "sh", "-c", "echo started; exec /c/bin/sleep 1000") as process:
         time.sleep(0.2)  # in the midst of the passage or after it
         process.send_signal(signal.SIGTERM)
 
@@ -95,7 +72,7 @@ def test_a_forwarded_signal_ends_a_routed_program(container: Container) -> None:
 def test_what_nohup_ignores_stays_ignored(container: Container) -> None:
     """Under nohup(1) SIGHUP ends neither the launcher nor the program."""
     script = "echo started; sleep 0.3; kill -HUP $$; echo on"
-    with attached(container, "sh", "-c", script, under=("nohup",)) as process:
+    with running(container, "sh", "-c", script, under=("nohup",)) as process:
         process.send_signal(signal.SIGHUP)
         code, output, _ = ended(process)
 
@@ -106,7 +83,7 @@ def test_what_nohup_ignores_stays_ignored(container: Container) -> None:
 def test_the_container_dies(start: Callable[..., Container], engine: str) -> None:
     """The launcher says so and ends with 137 at once."""
     container = start(engine, "busybox")
-    with attached(container, "sh", "-c", BUSY) as process:
+    with running(container, "sh", "-c", BUSY) as process:
         os.kill(container.pid, signal.SIGKILL)
         code, _, errors = ended(process)
 
@@ -165,7 +142,7 @@ def test_a_companion_is_killed(container: Container, name: str) -> None:
     125, and the whole tree is gone.
     """
     before = container.processes()
-    with attached(container, "sh", "-c", BUSY) as process:
+    with running(container, "sh", "-c", BUSY) as process:
         os.kill(companion(process.pid, name), signal.SIGKILL)
         code, _, errors = ended(process)
 
@@ -178,7 +155,7 @@ def test_a_companion_is_killed(container: Container, name: str) -> None:
 def test_the_launcher_is_killed(container: Container) -> None:
     """Even SIGKILL to the launcher leaves nothing behind."""
     before = container.processes()
-    with attached(container, "sh", "-c", BUSY) as process:
+    with running(container, "sh", "-c", BUSY) as process:
         companions = [companion(process.pid, name) for name in (FUSE, SUPERVISOR)]
         process.kill()
         process.wait()
