@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,9 @@ def start(bootstrap: Bootstrap, fds: Sequence[int], recorder: Recorder) -> Pipel
 
 
 def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    """Kill a stage, and with a leader (stage 0, a program) its process group."""
+    with suppress(ProcessLookupError):
+        (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
 
 
 def _reap(pid: int) -> str:
