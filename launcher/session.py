@@ -271,6 +271,8 @@ class Session:
             if done:
                 stages.stage2_pid = 0
                 self.status = status
+                if status == signal.SIGKILL and self._target_has_ended(0.2):
+                    raise TargetDied(f"{self.plan.target_name} has exited")
         if self.status is not None:
             # A companion's death reaches the program, by SIGKILL from the supervisor's and SIGBUS
             # from the server's, before the kernel lets anybody know of it. Without one they end
