@@ -212,6 +212,8 @@ class Session:
         """Forward signals and terminal until the program ends; return its wait status."""
         raw = RawTerminal() if self.pump is not None and os.isatty(0) else nullcontext()
         signals = self._hold_signals()
+        if self.pump is not None:
+            self.pump.resize()  # once more: until now nobody heard of a change
         with raw:
             deadline = time.monotonic() + self.plan.time_limit if self.plan.time_limit else None
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,12 +31,12 @@ ONE: Final = FEW[:1]
 
 
 class Terminal:
-    """One launcher on its own pty."""
+    """One launcher, or a shell's command line with one, on its own pty."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
         self.child: Any = pexpect.spawn(
-            LAUNCHER,
-            arguments,
+            command[0],
+            command[1:],
             env=dict(environment),
             cwd="/",
             timeout=SECONDS,
@@ -99,11 +100,15 @@ def terminal(
     *command: str,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
+    pipeline: str = "",
 ) -> Iterator[Terminal]:
-    """Attach on a terminal; the launcher is killed if it still runs at the end."""
-    arguments = ["attach", *options, container.spec, *(("--", *command) if command else ())]
+    """Attach on a terminal; the launcher is killed if it still runs at the end.
+
+    With ``pipeline`` a shell runs it as the rest of the command line.
+    """
+    words = [LAUNCHER, "attach", *options, container.spec, *(("--", *command) if command else ())]
     given = {**os.environ, **container.engine.environment, "TERM": "dumb", **(environment or {})}
-    opened = Terminal(arguments, given)
+    opened = Terminal(["sh", "-c", f"{shlex.join(words)} {pipeline}"] if pipeline else words, given)
     try:
         yield opened
     finally:

@@ -276,6 +276,22 @@ def test_the_end_of_input_ends_a_reader(container: Container, home: Path) -> Non
 
 
 @on_one
+def test_a_pipeline_on_a_terminal(container: Container) -> None:
+    """With only its output in a pipe the program reads the person's own terminal, which stays as
+    it is; Ctrl-C ends it.
+    """
+    script = "echo started; head -n1; exec sleep 1000"
+    with terminal(container, "sh", "-c", script, pipeline="| tr a-z A-Z") as person:
+        person.wait_for("STARTED")
+        assert not person.is_raw
+        person.child.sendline("one line")
+        person.wait_for("ONE LINE")
+        person.press("c")
+        assert 128 + signal.SIGINT == person.end()
+        assert _is_given_back(person)
+
+
+@on_one
 def test_a_terminal_can_be_asked_for_or_refused(container: Container) -> None:
     """-t gives a pty though the standard streams are pipes; --no-terminal gives none on one."""
     asked = attach(container, "tty", options=("-t",))
