@@ -18,14 +18,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from nsstages.syscalls import MNT_DETACH, PR_SET_CHILD_SUBREAPER, prctl, umount2
 from tests import podman
 from tests.dockerd import Dockerd
 from tests.session import Session
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS: Final = Path("/sys/fs/cgroup")
+_GONE: Final = 5.0  # seconds in which killed processes must be gone
 
 
 def main(session_id: str) -> None:
@@ -73,36 +78,66 @@ def _answer(request: str, daemon: Dockerd) -> str:
 
 
 def clean(session: Session) -> None:
-    """Remove what a session, however it ended, may have left: nothing when all went well."""
-    for directory in session.directory.glob("*/podman"):
-        worker = Session(session.session_id, directory.parent.name)
-        command = ["podman", "rm", "--all", "--force", "--time", "0"]
-        if (directory / "storage").exists():
-            variables = os.environ | podman.environment(worker)
-            subprocess.run(command, env=variables, capture_output=True)
-    for state in Path("/run/runc").glob(f"{session.session_id}-*"):
-        subprocess.run(["runc", "delete", "--force", state.name], capture_output=True)
-    _kill_cgroups(session.session_id)
-    _unmount_below(str(session.directory))
+    """Remove what a session, however it ended, may have left: nothing when all went well.
+
+    Whatever goes wrong in one step is told and does not keep the others from being done.
+    """
+    for step in (_kill, _forget_podmans, _forget_runcs, _remove_cgroups, _unmount):
+        try:
+            step(session)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"keeper: {step.__name__}: {error}", file=sys.stderr)
     shutil.rmtree(session.directory, ignore_errors=True)
 
 
-def _kill_cgroups(session_id: str) -> None:
+def _kill(session: Session) -> None:
+    """Kill what is in the session's cgroups: containers, their monitors, what they started."""
+    deadline = time.monotonic() + _GONE
+    while pids := {pid for path in _cgroups(session) for pid in _processes(path)}:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(pids)} do not die")
+        time.sleep(0.02)
+
+
+def _cgroups(session: Session) -> Iterator[str]:
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
-        for path, _, _ in os.walk(hierarchy / session_id, topdown=False):
-            for pid in Path(path, "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-            try:
-                os.rmdir(path)
-            except OSError as error:  # its processes are dying: the kernel says EBUSY
-                print(f"keeper: {path}: {error}", file=sys.stderr)
+        for path, _, _ in os.walk(hierarchy / session.session_id, topdown=False):
+            yield path
 
 
-def _unmount_below(directory: str) -> None:
+def _processes(cgroup: str) -> Iterator[int]:
+    with suppress(FileNotFoundError):
+        # 0 is a process that this PID namespace does not show, and would mean our own group
+        yield from filter(None, map(int, Path(cgroup, "cgroup.procs").read_text().split()))
+
+
+def _forget_podmans(session: Session) -> None:
+    for storage in session.directory.glob("*/podman/storage"):
+        worker = Session(session.session_id, storage.parts[-3])
+        command = ["podman", "rm", "--all", "--force", "--time", "0"]
+        variables = os.environ | podman.environment(worker)
+        subprocess.run(command, env=variables, capture_output=True, timeout=60)
+
+
+def _forget_runcs(session: Session) -> None:
+    for state in Path("/run/runc").glob(f"{session.session_id}-*"):
+        command = ["runc", "delete", "--force", state.name]
+        subprocess.run(command, capture_output=True, timeout=60)
+
+
+def _remove_cgroups(session: Session) -> None:
+    for path in _cgroups(session):
+        os.rmdir(path)
+
+
+def _unmount(session: Session) -> None:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     for line in reversed(lines):
         mount_point = line.split()[4]
-        if mount_point.startswith(directory + "/"):
+        if mount_point.startswith(f"{session.directory}/"):
             umount2(mount_point, MNT_DETACH)
 
 
