@@ -9,27 +9,46 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
+_WIDTH: Final = 96  # columns of --help
 _TEXT: Final = "not a security boundary by itself: docs/explanation says what is promised"
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, or for speed of the one that is given."""
     top = argparse.ArgumentParser(
         prog="launcher",
         description="The host's tools inside any running container; programs in new namespaces.",
         epilog=_TEXT,
         allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
     top.add_argument("--version", action=_Version)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    _add_launch(commands, "attach", "a shell with the host's tools in a running container")
-    _add_launch(commands, "run", "a program in new namespaces")
-    _add_launch(commands, "exec", "a program in a running container, as one of its own")
-    _add_explain(commands)
-    _add_readers(commands)
+    for name in _COMMANDS if command is None else (command,):
+        text, add_options = _COMMANDS[name]
+        add_options(
+            commands.add_parser(
+                name,
+                help=text,
+                description=text,
+                allow_abbrev=False,
+                formatter_class=_HelpFormatter,
+            )
+        )
     return top
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """One for every option is made while a parser is built, to check its metavar: argparse's own
+    asks for the terminal's width each time, with shutil, whose import is 2 ms.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_WIDTH)
 
 
 class _Version(argparse.Action):
@@ -53,14 +72,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; what stands after the first `--` is the command, untouched."""
     words = list(arguments)
     command = words[words.index("--") + 1 :] if "--" in words else []
-    options = parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    named = words[0] if words and words[0] in _COMMANDS else None
+    options = parser(named).parse_args(words[: words.index("--")] if "--" in words else words)
     if command:
         options.command = command
     return options
 
 
-def _add_launch(commands: Any, engine: str, text: str) -> None:
-    command = commands.add_parser(engine, help=text, description=text, allow_abbrev=False)
+def _add_launch(command: argparse.ArgumentParser, engine: str) -> None:
     command.set_defaults(action="launch", engine=engine)
     _add_settings(command, engine)
 
@@ -104,24 +123,45 @@ def _add_attach(command: argparse.ArgumentParser) -> None:
         help="attach even where the container could reach the shell")  # fmt: skip
 
 
-def _add_explain(commands: Any) -> None:
-    text = "print the plan that would run"
-    command = commands.add_parser("explain", help=text, description=text, allow_abbrev=False)
+def _add_explain(command: argparse.ArgumentParser) -> None:
     command.set_defaults(action="explain")
     command.add_argument("--engine", choices=("attach", "run", "exec"),
                          help="whose plan; by default attach with a target, else run")  # fmt: skip
     _add_settings(command, "attach")
 
 
-def _add_readers(commands: Any) -> None:
-    for name, argument, text in (
-        ("schema", "name", "print the JSON Schema of attach or run"),
-        ("report", "file", "print a trace as tables"),
-        ("diagram", "file", "print a trace as a sequence diagram"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(argument, metavar=argument.upper())
-        command.set_defaults(action=name)
+def _add_reader(command: argparse.ArgumentParser, action: str, argument: str) -> None:
+    command.add_argument(argument, metavar=argument.upper())
+    command.set_defaults(action=action)
+
+
+# name -> what it is, and the function that adds its options
+_COMMANDS: Final = MappingProxyType(
+    {
+        "attach": (
+            "a shell with the host's tools in a running container",
+            partial(_add_launch, engine="attach"),
+        ),
+        "run": ("a program in new namespaces", partial(_add_launch, engine="run")),
+        "exec": (
+            "a program in a running container, as one of its own",
+            partial(_add_launch, engine="exec"),
+        ),
+        "explain": ("print the plan that would run", _add_explain),
+        "schema": (
+            "print the JSON Schema of attach or run",
+            partial(_add_reader, action="schema", argument="name"),
+        ),
+        "report": (
+            "print a trace as tables",
+            partial(_add_reader, action="report", argument="file"),
+        ),
+        "diagram": (
+            "print a trace as a sequence diagram",
+            partial(_add_reader, action="diagram", argument="file"),
+        ),
+    }
+)
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:

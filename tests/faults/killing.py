@@ -83,6 +83,51 @@ def launch_and_kill(point: Point, arguments: list[str], directory: Path) -> Outc
     return Outcome(os.waitstatus_to_exitcode(done[1]), errors.read_text(), seconds, bool(when))
 
 
+def launch_and_strike(comm: str, arguments: list[str], directory: Path) -> Outcome:
+    """Run the command line, whose program is `sleep`; kill the process ``comm`` while it runs."""
+    errors = directory / "stderr"
+    pid = os.fork()
+    if not pid:
+        _be_launcher(None, arguments, errors, None)
+    deadline = time.monotonic() + LONGEST
+    while "sleep" not in descendants(pid).values():
+        assert time.monotonic() < deadline, f"no program: {errors.read_text()}"
+        time.sleep(0.01)
+    (victim,) = [child for child, name in descendants(pid).items() if name == comm]
+    os.kill(victim, signal.SIGKILL)
+    struck = time.monotonic()
+    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < deadline, f"the launcher hangs: {errors.read_text()}"
+        time.sleep(0.01)
+    seconds = time.monotonic() - struck
+    return Outcome(os.waitstatus_to_exitcode(done[1]), errors.read_text(), seconds, was_killed=True)
+
+
+def descendants(ancestor: int) -> dict[int, str]:
+    """Return the processes below one, by pid, with their names."""
+    found: dict[int, str] = {}
+    pending = [ancestor]
+    while pending:
+        above = pending.pop()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in Path(f"/proc/{above}/task/{above}/children").read_text().split():
+                found[int(child)] = Path(f"/proc/{child}/comm").read_text().strip()
+                pending.append(int(child))
+    return found
+
+
+def survivors() -> list[str]:
+    """Return the processes of a launch that came to us as orphans; reap those that are dead."""
+    left = []
+    for pid, comm in descendants(os.getpid()).items():
+        if comm.startswith("ns:[") or comm == "sleep":
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    continue
+            left.append(f"{pid} {comm}")
+    return left
+
+
 def _kill_first_processes(launcher: int) -> None:
     """Kill stage 2 where it waits as pid 1 of its namespace: a child of the launcher."""
     try:
@@ -98,7 +143,7 @@ def _kill_first_processes(launcher: int) -> None:
 
 
 def _be_launcher(
-    point: Point, arguments: list[str], errors: Path, killed_at: mmap.mmap
+    point: Point | None, arguments: list[str], errors: Path, killed_at: mmap.mmap | None
 ) -> NoReturn:
     try:
         null = os.open("/dev/null", os.O_RDWR)
@@ -107,7 +152,8 @@ def _be_launcher(
             os.dup2(fd, stream)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        _patch(point, killed_at)
+        if point is not None and killed_at is not None:
+            _patch(point, killed_at)
         status = cli.main(arguments)
         sys.stderr.flush()
         os._exit(status)

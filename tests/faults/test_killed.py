@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from nsstages.messages import MANAGER, Word
 from tests import needs
-from tests.faults.killing import Point, launch_and_kill, points
+from tests.faults.killing import Point, launch_and_kill, points, survivors
 from tests.product.container import Container
 
 pytestmark = [needs.root, needs.fuse]
@@ -67,7 +66,7 @@ def own_processes() -> Iterator[None]:
     """Fail when a process of ours survives."""
     yield
     deadline = time.monotonic() + SECONDS
-    while left := _launch_processes():
+    while left := survivors():
         assert time.monotonic() < deadline, f"survived: {left}"
         time.sleep(0.02)
 
@@ -85,15 +84,3 @@ def test_manager_of_an_attach(point: Point, reaping: Container, tmp_path: Path) 
 
     assert -9 == outcome.status
     assert outcome.was_killed
-
-
-def _launch_processes() -> list[str]:
-    """Return the processes of a launch that came to us as orphans; reap those that are dead."""
-    own = os.getpid()
-    left = []
-    for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split():
-        comm = Path(f"/proc/{pid}/comm").read_text().strip()
-        is_ours = comm.startswith("ns:[") or comm == "sleep"
-        if is_ours and not os.waitpid(int(pid), os.WNOHANG)[0]:
-            left.append(f"{pid} {comm}")
-    return left

@@ -270,7 +270,7 @@ def _tracer_while_running(container: Container, options: tuple[str, ...] = ()) -
     script = "echo started; sleep 1000; true"
     with running(container, "bash", "-c", script, options=options) as process:
         inside = container.processes() - before
-        (pid,) = (pid for pid in inside if _status(pid, "Name") == "bash")
+        pid = min(pid for pid in inside if _status(pid, "Name") == "bash")
         tracer = _status(pid, "TracerPid")
         process.terminate()
         process.wait(20)
