@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 _WIDTH: Final = 96  # columns of --help
+_AddOptions: TypeAlias = Callable[[argparse.ArgumentParser], None]
 _TEXT: Final = "not a security boundary by itself: docs/explanation says what is promised"
 
 
@@ -136,32 +137,27 @@ def _add_reader(command: argparse.ArgumentParser, action: str, argument: str) ->
 
 
 # name -> what it is, and the function that adds its options
-_COMMANDS: Final = MappingProxyType(
-    {
-        "attach": (
-            "a shell with the host's tools in a running container",
-            partial(_add_launch, engine="attach"),
-        ),
-        "run": ("a program in new namespaces", partial(_add_launch, engine="run")),
-        "exec": (
-            "a program in a running container, as one of its own",
-            partial(_add_launch, engine="exec"),
-        ),
-        "explain": ("print the plan that would run", _add_explain),
-        "schema": (
-            "print the JSON Schema of attach or run",
-            partial(_add_reader, action="schema", argument="name"),
-        ),
-        "report": (
-            "print a trace as tables",
-            partial(_add_reader, action="report", argument="file"),
-        ),
-        "diagram": (
-            "print a trace as a sequence diagram",
-            partial(_add_reader, action="diagram", argument="file"),
-        ),
-    }
-)
+_COMMANDS: Final[Mapping[str, tuple[str, _AddOptions]]] = MappingProxyType({
+    "attach": (
+        "a shell with the host's tools in a running container",
+        partial(_add_launch, engine="attach"),
+    ),
+    "run": ("a program in new namespaces", partial(_add_launch, engine="run")),
+    "exec": (
+        "a program in a running container, as one of its own",
+        partial(_add_launch, engine="exec"),
+    ),
+    "explain": ("print the plan that would run", _add_explain),
+    "schema": (
+        "print the JSON Schema of attach or run",
+        partial(_add_reader, action="schema", argument="name"),
+    ),
+    "report": ("print a trace as tables", partial(_add_reader, action="report", argument="file")),
+    "diagram": (
+        "print a trace as a sequence diagram",
+        partial(_add_reader, action="diagram", argument="file"),
+    ),
+})  # fmt: skip
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
