@@ -79,11 +79,12 @@ class Session:
         for server, options in zip(self.fuse, plan.hostfs, strict=True):
             tell_options(server, options)
         self._companions += self.fuse
+        self.pipeline = self._start_pipeline()
         if plan.supervisor is not None:
+            # After stage 0, which has more to do and needs the other processor for it.
             keep = list(plan.supervisor.descriptors())
             self.supervisor = start_supervisor(plan.supervisor, self.recorder, keep)
             self._companions.append(self.supervisor)
-        self.pipeline = self._start_pipeline()
         devices: list[int] = []
         try:
             devices += [self.pipeline.receive_fuse_device() for _ in self.fuse]
@@ -326,12 +327,13 @@ class Session:
         """Let a reaper kill what is below it: end of file on its channel asks it to."""
         stages.init.close()
         if stages.stage2_pid and self.plan.init.reaper:
-            deadline = time.monotonic() + _GRACE_SECONDS
-            while time.monotonic() < deadline:
-                if os.waitpid(stages.stage2_pid, os.WNOHANG)[0]:
-                    stages.stage2_pid = 0
-                    return
-                time.sleep(0.002)
+            pidfd = os.pidfd_open(stages.stage2_pid)
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            if poller.poll(_GRACE_SECONDS * 1000):
+                os.waitpid(stages.stage2_pid, 0)
+                stages.stage2_pid = 0
+            os.close(pidfd)
 
     def _stages(self) -> Pipeline:
         if self.pipeline is None:
