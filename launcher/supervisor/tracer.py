@@ -39,7 +39,6 @@ PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
 PTRACE_GETSIGMASK: Final = 0x420A
 PTRACE_SETSIGMASK: Final = 0x420B
-PTRACE_SECCOMP_GET_FILTER: Final = 0x420C
 PTRACE_O_EXITKILL: Final = 0x100000
 PTRACE_EVENT_STOP: Final = 128
 
@@ -140,16 +139,3 @@ def set_signal_mask(tid: int, mask: int) -> None:
     """Set the signal mask of a stopped tracee."""
     value = ctypes.c_uint64(mask)
     _ptrace(PTRACE_SETSIGMASK, tid, _MASK_SIZE, ctypes.addressof(value))
-
-
-def seccomp_filter(tid: int, index: int) -> bytes:
-    """Return one of the seccomp filters of a stopped tracee, 0 being the oldest.
-
-    ptrace(2) says the opposite; the kernel (Linux 4.4 to 6.18) counts from the first installed.
-    Raises FileNotFoundError past the latest, EINVAL when it has none, EACCES without
-    CAP_SYS_ADMIN.
-    """
-    count = _ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index)
-    program = ctypes.create_string_buffer(count * 8)
-    _ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index, ctypes.addressof(program))
-    return program.raw
