@@ -98,6 +98,10 @@ def _prepare_process(recorder: Recorder) -> None:
     # The keyboard's signals are for the program in the shell; we serve until it is gone
     for number in _TERMINAL_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # libfuse prints what it thinks of the connection's end; the terminal belongs to the shell
+    nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
     logger = logging.getLogger("pyfuse3")
     logger.addHandler(_RecorderHandler(recorder))
     logger.propagate = False

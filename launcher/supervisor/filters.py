@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from functools import partial
 from typing import Final
 
@@ -19,6 +20,7 @@ from launcher.targets.bounded import Answer, in_child
 from nsstages.syscalls import Call, execute
 
 _SECONDS: Final = 5.0
+_OTHERS_SECONDS: Final = 1.0
 _WALL: Final = 0x40000000
 _DETACH: Final = 17
 _SEIZE: Final = 0x4206
@@ -45,7 +47,7 @@ def read_filters(pid: int) -> tuple[bytes, ...]:
 
 
 def _read(pid: int) -> Answer:
-    _ptrace(_SEIZE, pid)
+    _seize(pid)
     _ptrace(_INTERRUPT, pid)
     _, status = os.waitpid(pid, _WALL)
     filters: list[bytes] = []
@@ -59,6 +61,22 @@ def _read(pid: int) -> Answer:
         # The interrupt's own stop is SIGTRAP; any other signal was the target's: give it back.
         _ptrace(_DETACH, pid, 0, 0 if stopped_by in (0, signal.SIGTRAP) else stopped_by)
     return Answer(msgpack.packb(filters))
+
+
+def _seize(pid: int) -> None:
+    """Trace ``pid``. One process at a time can: another launch does for a moment, a debugger stays.
+
+    The kernel tells nobody when a tracer lets go, so this asks again.
+    """
+    deadline = time.monotonic() + _OTHERS_SECONDS
+    while True:
+        try:
+            _ptrace(_SEIZE, pid)
+            return
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
 
 
 def _filter(pid: int, index: int) -> bytes:
