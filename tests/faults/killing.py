@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 from launcher import cli
 from nsstages.channel import Channel, Message
-from nsstages.messages import LEGAL, MANAGER, Word
+from nsstages.messages import INIT, LEGAL, MANAGER, Word
 
 LONGEST: Final = 20.0
 _TIME: Final = struct.Struct("d")
@@ -74,7 +74,7 @@ def launch_and_kill(point: Point, arguments: list[str], directory: Path) -> Outc
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise AssertionError(f"the launcher hangs: {errors.read_text()}")
-        if _TIME.unpack(killed_at[:])[0]:
+        if point.victim == INIT and _TIME.unpack(killed_at[:])[0]:
             _kill_first_processes(pid)
         time.sleep(0.01)
     (when,) = _TIME.unpack(killed_at[:])
