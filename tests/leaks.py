@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,11 @@ from tests.session import Session
 
 GRACE: Final = 2.0  # seconds in which what ends by itself (a dying connection's server) may end
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+# What the machine's own engines and service manager make at any time; no test goes there.
+_MACHINES: Final = re.compile(
+    r" /var/lib/(docker|containers?d?|lxc)/| /run/(docker|containerd|netns|user|snapd)/"
+    r"|/(system|user|machine)\.slice\b|/(docker|libpod_parent|init\.scope)\b"
+)
 # Where state files go; the empty directories themselves may stay.
 _STATE_FILES: Final = ((Path("/run"), "launcher/*"), (Path("/tmp"), "launcher-[0-9]*/*"))
 
@@ -71,9 +77,15 @@ def take(session: Session, keeper: int) -> Belongings:
     return Belongings(
         processes=processes,
         descriptors=frozenset(_descriptors()),
-        mounts=frozenset(line for line in _mounts() if not session.is_others(line)),
-        cgroups=frozenset(path for path in _cgroups() if not session.is_others(path)),
-        files=frozenset(path for path in _files(session, processes) if not session.is_others(path)),
+        mounts=_suspicious(session, _mounts()),
+        cgroups=_suspicious(session, _cgroups()),
+        files=_suspicious(session, _files(session, processes)),
+    )
+
+
+def _suspicious(session: Session, names: Iterable[str]) -> frozenset[str]:
+    return frozenset(
+        name for name in names if not session.is_others(name) and not _MACHINES.search(name)
     )
 
 

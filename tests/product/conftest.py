@@ -66,9 +66,12 @@ def home(unique_name: str) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def containers_unchanged(engines: Engines) -> Iterator[None]:
-    """Fail the test that leaves a process in a container that was there before it."""
+    """Fail the test that leaves a process in a container, or ends one that was there before it."""
     before = {container: container.processes() for container in engines.live()}
+    ended = [container.spec for container, processes in before.items() if not processes]
+    assert not ended, f"ended before this test: {ended}"
     yield
     for container in engines.live():
-        left = container.processes() - before.get(container, container.processes())
-        assert not left, f"{container.spec}: processes left behind: {sorted(left)}"
+        known = before.get(container, frozenset({container.pid}))
+        left = container.processes_beside(known)
+        assert not left, f"{container.spec}: processes left behind: {left}"

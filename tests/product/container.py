@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
+from tests.leaks import GRACE
 from tests.product.images import Image, image
 from tests.product.view import View
 from tests.session import Session
@@ -74,8 +75,18 @@ class Container:
         return View.parse(done.stdout)
 
     def processes(self) -> frozenset[int]:
-        """Return the pids, as the host sees them, of its PID namespace."""
-        return frozenset(_processes_of(os.stat(f"/proc/{self.pid}/ns/pid").st_ino))
+        """Return the pids, as the host sees them, of its PID namespace; none when it has ended."""
+        try:
+            return frozenset(_processes_of(os.stat(f"/proc/{self.pid}/ns/pid").st_ino))
+        except OSError:  # also EINVAL, of a zombie
+            return frozenset()
+
+    def processes_beside(self, known: frozenset[int]) -> list[int]:
+        """Return the processes in it that are not ``known`` and do not end in a moment."""
+        deadline = time.monotonic() + GRACE
+        while (others := self.processes() - known) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return sorted(others)
 
     def stop(self) -> None:
         """Remove it. Raises AssertionError when its process, a mount or a cgroup stays."""
