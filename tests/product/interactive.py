@@ -80,6 +80,14 @@ class Terminal:
         """Press Ctrl and a key."""
         self.child.sendcontrol(key)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C until the prompt is there: bash loses the one that comes inside `fg`."""
+        for _ in range(SECONDS):
+            self.press("c")
+            if self.child.expect_exact([PROMPT, pexpect.TIMEOUT], timeout=1) == 0:
+                return
+        raise AssertionError("nothing is interrupted")
+
     def end(self) -> int:
         """Return the exit code as a shell reports it, when the launcher has ended."""
         self.child.expect(pexpect.EOF)

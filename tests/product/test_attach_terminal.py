@@ -134,8 +134,7 @@ def test_keys_end_stop_and_resume_jobs(container: Container, home: Path, sleep: 
         running = person.run("jobs")
         person.child.sendline("fg")
         person.wait_for("1000")
-        person.press("c")
-        person.prompt()
+        person.interrupt()
         left = person.run("jobs")
         code = person.exit()
 
