@@ -243,12 +243,11 @@ def test_a_link_in_the_root_does_not_lead_out(run: Run, root: Path, place: Path)
     """A hostile root whose /proc is a link elsewhere gets its mount inside, the host none."""
     (place / "victim").mkdir()
     (root / "proc").symlink_to(place / "victim")
-    before = Path("/proc/self/mountinfo").read_text()
     done = run({"root": {"path": str(root)}}, "ls", "/proc/self/comm")
 
     assert done.returncode == 125 or "/proc/self/comm\n" == done.stdout
     assert [] == os.listdir(place / "victim")
-    assert before == Path("/proc/self/mountinfo").read_text()
+    assert str(place / "victim") not in Path("/proc/self/mountinfo").read_text()
 
 
 @needs.root

@@ -279,6 +279,8 @@ class Attach:
             if terminal:
                 os.setsid()
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            else:
+                os.setpgid(0, 0)  # with a parent in the session: an orphaned group ignores SIGTSTP
             if uid:
                 _become(uid)
             if self.setup is not None:
