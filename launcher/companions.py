@@ -11,7 +11,7 @@ import select
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from launcher.imports import sparing
 from nsstages.channel import Channel, Message, pair
@@ -25,6 +25,8 @@ from nsstages.typed import to_payload
 if TYPE_CHECKING:
     from launcher.hostfs.options import HostfsOptions
     from launcher.supervisor.options import SupervisorOptions
+
+_LAST_SECONDS: Final = 2.0  # from the closing of a process's descriptors to its end
 
 
 @dataclass(slots=True)
@@ -56,10 +58,6 @@ class Companion:
         how = "closed its channel" if self.status is None else exit_status_text(self.status)
         return StageFailed(Failure(self.name, when, text=f"died ({how})"))
 
-    def ended_well(self) -> bool:
-        """Tell whether the process has ended with status 0."""
-        return self.wait(0) and self.status == 0
-
     def wait(self, seconds: float) -> bool:
         """Wait for the end and reap; tell whether it came in time."""
         if self.status is not None:
@@ -70,6 +68,18 @@ class Companion:
             return False
         _, self.status = os.waitpid(self.pid, 0)
         return True
+
+    def has_died(self, seconds: float) -> bool:
+        """Tell whether it dies within ``seconds``, and not of its own will.
+
+        Its end of the channel closes with its other descriptors, whose closing is what others
+        notice; a large process can then take a while to its end. That end is waited for.
+        """
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        poller.register(self.channel, 0)  # POLLHUP is always told
+        gone = self.status is not None or bool(poller.poll(seconds * 1000))
+        return gone and self.wait(_LAST_SECONDS) and self.status != 0
 
     def end(self, grace: float) -> None:
         """Close the channel, which asks it to end; kill it after ``grace`` seconds."""

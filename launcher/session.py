@@ -165,7 +165,7 @@ class Session:
         container's first process cannot go before all of its PID namespace is gone.
         """
         for companion in self._companions:
-            if companion.wait(0.05) and not companion.ended_well():
+            if companion.has_died(0.05):
                 return companion.death(f"before {error.failure.step}")
         if died and self._target_has_ended(0.2):
             return TargetDied(f"{self.plan.target_name} has exited")
@@ -288,7 +288,7 @@ class Session:
 
     def _raise_if_companion_failed(self, seconds: float) -> None:
         for companion in self._watched():
-            if companion.wait(seconds) and not companion.ended_well():
+            if companion.has_died(seconds):
                 raise companion.death("while the program was running")
 
     def _read_exit(self, stages: Pipeline) -> None:

@@ -22,6 +22,7 @@ from typing import Final
 
 import pytest
 
+_LAUNCHER: Final = Path(__file__).parents[1] / ".venv/bin/launcher"
 USER: Final = "launchertest"  # the ordinary user that .ci/setup makes
 
 PROBES: Final[dict[str, Callable[[], str]]] = {}
@@ -73,7 +74,12 @@ def user() -> str:
     ranges = Path("/etc/subuid").read_text() if os.path.exists("/etc/subuid") else ""
     if f"{USER}:" not in ranges:
         return f"{USER} has no range in /etc/subuid"
-    return "" if os.path.isdir(home) else f"{USER} has no home directory"
+    if not os.path.isdir(home):
+        return f"{USER} has no home directory"
+    reach = ["setpriv", f"--reuid={USER}", "--clear-groups", "test", "-x", _LAUNCHER]
+    if os.geteuid() == 0 and subprocess.run(reach).returncode:
+        return f"{USER} cannot reach {_LAUNCHER}: clone to where ordinary users may go"
+    return ""
 
 
 @_need
