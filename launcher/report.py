@@ -31,6 +31,7 @@ from nsstages.messages import Word
 
 WIDTH: Final = 100
 _KINDS: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+_SETS: Final = ("inheritable", "permitted", "effective", "bounding", "ambient")
 _STEP_FIELDS: Final = frozenset(
     {"v", "clock", "time", "process", "pid", "kind", "step", "syscall", "errno", "duration_us"}
 )
@@ -44,6 +45,7 @@ def render(events: Sequence[Event], about: Mapping[str, Any] | None = None) -> s
         ("Processes", _processes),
         ("Namespaces (* differs from the first)", _namespaces),
         ("Id maps", _id_maps),
+        ("Rights", _rights),
         ("Steps", _steps),
         ("Words", _words),
         ("Execs", _execs),
@@ -193,6 +195,17 @@ def _id_maps(events: Sequence[Event]) -> Iterator[Row]:
             for r in parse(text):
                 count = "all" if (r,) == IDENTITY else r.count
                 yield event["process"], name, r.inside, r.outside, count
+
+
+def _rights(events: Sequence[Event]) -> Iterator[Row]:
+    """Ids and capability sets, each time that they were told."""
+    yield "ms", "process", "uid", "gid", *_SETS
+    for event in _of_kind(events, "state"):
+        if sets := event.get("capabilities"):
+            yield (
+                _milliseconds(event, events), event["process"], event.get("uid"), event.get("gid"),
+                *(str(sets.get(name, "")).lstrip("0") or "0" for name in _SETS),
+            )  # fmt: skip
 
 
 def _steps(events: Sequence[Event]) -> Iterator[Row]:

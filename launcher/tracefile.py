@@ -31,7 +31,6 @@ _FIELDS_OF_KIND: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "word.sent": {"peer": (str,), "word": (str,), "payload": (dict,)},
     "word.received": {"peer": (str,), "word": (str,), "payload": (dict,)},
     "step": {"step": (str,), "syscall": (str,), "errno": (int,), "duration_us": (int,)},
-    "state": {"namespaces": (dict,)},
     "skipped": {"target": (str,)},
     "exec": {"subject": (int,), "path": (str,)},
     "fork": {"subject": (int,), "parent": (int,)},

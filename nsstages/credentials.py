@@ -8,26 +8,16 @@ the inheritable set, and the seccomp filters last, since they may forbid all the
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from nsstages.syscalls import (
-    PR_CAP_AMBIENT,
-    PR_CAP_AMBIENT_CLEAR_ALL,
-    PR_CAP_AMBIENT_RAISE,
-    PR_CAPBSET_DROP,
-    PR_SET_KEEPCAPS,
-    PR_SET_NO_NEW_PRIVS,
-    SECCOMP_SET_MODE_FILTER,
-    Call,
-    Packed,
-    execute,
-)
+from nsstages import syscalls
+from nsstages.syscalls import Call, Packed, execute
 
-_CAPABILITY_VERSION_3: Final = 0x20080522
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_PTRACE: Final = 19
 CAP_SETPCAP: Final = 8
@@ -74,24 +64,24 @@ def calls(credentials: Credentials, last_cap: int) -> tuple[Call, ...]:
         wanted.append(Call("setgroups", (len(credentials.groups), packed)))
     if capabilities is not None:
         wanted += _drop_bounding(capabilities.bounding, last_cap)
-        wanted.append(_prctl(PR_SET_KEEPCAPS, 1))
+        wanted.append(_prctl(syscalls.PR_SET_KEEPCAPS, 1))
     if credentials.gid is not None:
         wanted.append(Call("setresgid", (credentials.gid,) * 3))
     if credentials.uid is not None:
         wanted.append(Call("setresuid", (credentials.uid,) * 3))
     if credentials.no_new_privs:
-        wanted.append(_prctl(PR_SET_NO_NEW_PRIVS, 1))
+        wanted.append(_prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1))
     if credentials.seccomp_filters and capabilities is not None:
         # Leaving uid 0 emptied the effective set, and seccomp(2) wants CAP_SYS_ADMIN in it.
         working = capabilities.permitted | 1 << CAP_SYS_ADMIN | 1 << CAP_SETPCAP
         wanted.append(_capset(working, working, 0))
     # A filter without no_new_privs needs CAP_SYS_ADMIN: install it before the last rights go.
-    wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[:-1]]
+    wanted += [seccomp(filter_) for filter_ in credentials.seccomp_filters[:-1]]
     if capabilities is not None and credentials.no_new_privs:
         wanted += _set_capabilities(capabilities)
-        wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
+        wanted += [seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
     else:
-        wanted += [_seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
+        wanted += [seccomp(filter_) for filter_ in credentials.seccomp_filters[-1:]]
         wanted += _set_capabilities(capabilities) if capabilities is not None else []
     return tuple(wanted)
 
@@ -102,18 +92,42 @@ def apply(wanted: Sequence[Call]) -> None:
         execute(call, call.name)
 
 
+def own() -> dict[str, Any]:
+    """Return ids and capability sets of this process, the sets as /proc/PID/status writes them.
+
+    By system calls alone: after a join /proc is the container's.
+    """
+    effective, permitted, inheritable = syscalls.capget()
+    bounding = _asked(syscalls.PR_CAPBSET_READ)
+    ambient = _asked(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_IS_SET)
+    sets = CapabilitySets(inheritable, permitted, effective, bounding, ambient)
+    capabilities = {name: f"{getattr(sets, name):016x}" for name in sets.__slots__}
+    ids = {"uid": os.geteuid(), "gid": os.getegid(), "groups": os.getgroups()}
+    return {**ids, "capabilities": capabilities}
+
+
+def _asked(*option: int) -> int:
+    """Return the set of capabilities for which prctl says 1; it knows no end but EINVAL."""
+    found = 0
+    for number in range(64):
+        try:
+            found |= syscalls.prctl(*option, number) << number
+        except OSError:
+            break
+    return found
+
+
 def _prctl(option: int, *arguments: int) -> Call:
     return Call("prctl", (option, *(*arguments, 0, 0, 0, 0)[:4]))
 
 
 def _drop_bounding(keep: int, last_cap: int) -> list[Call]:
-    return [
-        _prctl(PR_CAPBSET_DROP, number) for number in range(last_cap + 1) if not keep >> number & 1
-    ]
+    gone = (number for number in range(last_cap + 1) if not keep >> number & 1)
+    return [_prctl(syscalls.PR_CAPBSET_DROP, number) for number in gone]
 
 
 def _capset(effective: int, permitted: int, inheritable: int) -> Call:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    header = struct.pack("Ii", syscalls.CAPABILITY_VERSION_3, 0)
     sets = (effective, permitted, inheritable)
     data = b"".join(
         struct.pack("III", *(s >> shift & 0xFFFFFFFF for s in sets)) for shift in (0, 32)
@@ -123,17 +137,18 @@ def _capset(effective: int, permitted: int, inheritable: int) -> Call:
 
 def _set_capabilities(sets: CapabilitySets) -> list[Call]:
     ambient = [
-        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+        _prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
         for number in range(64)
         if sets.ambient >> number & 1
     ]
     return [
         _capset(sets.effective, sets.permitted, sets.inheritable),
-        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL),
+        _prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL),
         *ambient,
     ]
 
 
-def _seccomp(filter_: bytes) -> Call:
+def seccomp(filter_: bytes, flags: int = 0) -> Call:
+    """Return the call that installs a filter, an array of struct sock_filter."""
     program = Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
-    return Call("seccomp", (SECCOMP_SET_MODE_FILTER, 0, program))
+    return Call("seccomp", (syscalls.SECCOMP_SET_MODE_FILTER, flags, program))

@@ -8,28 +8,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from nsstages.syscalls import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWTIME,
-    CLONE_NEWUSER,
-    CLONE_NEWUTS,
-)
+from nsstages import syscalls
 
 # The order of the keys is the order of joining, but for the user namespace (see join_order).
 FLAGS: Final = MappingProxyType(
     {
-        "ipc": CLONE_NEWIPC,
-        "uts": CLONE_NEWUTS,
-        "net": CLONE_NEWNET,
-        "pid": CLONE_NEWPID,
-        "cgroup": CLONE_NEWCGROUP,
-        "time": CLONE_NEWTIME,
-        "mnt": CLONE_NEWNS,
-        "user": CLONE_NEWUSER,
+        "ipc": syscalls.CLONE_NEWIPC,
+        "uts": syscalls.CLONE_NEWUTS,
+        "net": syscalls.CLONE_NEWNET,
+        "pid": syscalls.CLONE_NEWPID,
+        "cgroup": syscalls.CLONE_NEWCGROUP,
+        "time": syscalls.CLONE_NEWTIME,
+        "mnt": syscalls.CLONE_NEWNS,
+        "user": syscalls.CLONE_NEWUSER,
     }
 )
 

@@ -15,7 +15,7 @@ from nsstages import credentials, syscalls, terminal
 from nsstages.channel import Channel
 from nsstages.errors import Failure, PeerDied, StageFailed
 from nsstages.init_config import InitConfig, Process
-from nsstages.isolation import exit_status_text
+from nsstages.isolation import close_all_but, exit_status_text
 from nsstages.messages import INIT, Word
 from nsstages.process import report
 from nsstages.trace import Recorder
@@ -78,6 +78,8 @@ def become_program(
     change_directory(process, recorder)
     with recorder.step("take the target's rights", "setresuid"):
         credentials.apply(credentials.calls(process.credentials, config.last_capability))
+    if recorder.sink is not None and not process.credentials.seccomp_filters:
+        recorder.event("state", **credentials.own())  # a filter could kill who asks
     if config.rootless:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -102,13 +104,9 @@ def install_filter(filter_: bytes) -> int:
 
     Raises OSError: EBUSY when a filter of this process has a listener already.
     """
-    flags = (
-        syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-    )
-    program = syscalls.Packed("HxxxxxxQ", (len(filter_) // 8, filter_))
-    return syscalls.execute(
-        syscalls.Call("seccomp", (syscalls.SECCOMP_SET_MODE_FILTER, flags, program))
-    )
+    flags = syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    flags |= syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return syscalls.execute(credentials.seccomp(filter_, flags))
 
 
 def get_supervised(config: InitConfig, manager: Channel, listener: int, pidfd: int) -> None:
@@ -156,15 +154,7 @@ def execute_program(
     process: Process, manager: Channel, recorder: Recorder, gate_write: int
 ) -> NoReturn:
     """Close all but stdio and what closes itself, then exec; raises StageFailed when refused."""
-    keep_on_failure = sorted(
-        fd for fd in (manager.fileno(), gate_write, recorder.sink or -1) if fd > 2
-    )
-    first = 3
-    for fd in keep_on_failure:
-        if fd > first:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, 2**31 - 1)
+    close_all_but((manager.fileno(), gate_write, recorder.sink or -1))  # of use when it is refused
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs do not
         signal.signal(number, signal.SIG_DFL)
     if gate_write != -1:

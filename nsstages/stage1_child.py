@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from socket import socket
 from typing import NoReturn
 
-from nsstages import idmap, isolation, mounts, namespaces, stage2_init
+from nsstages import credentials, idmap, isolation, mounts, namespaces, stage2_init
 from nsstages.bootstrap import Bootstrap
 from nsstages.channel import Channel
 from nsstages.errors import Failure, StageFailed
@@ -63,12 +63,17 @@ def run(stage: _Child, sockets: Sockets) -> None:
     set_time_offsets(stage)
     mount_fuse(stage)
     become_root_of_joined(stage)
-    uid_map, gid_map = idmap.read_maps()
-    stage.recorder.event(
-        "state", namespaces=namespaces.inodes(), uid=os.geteuid(), uid_map=uid_map, gid_map=gid_map
-    )
+    if stage.recorder.sink is not None:
+        tell_state(stage.recorder)
     fork_init(stage, sockets)
     stage.parent.send(Word.CHILD_FINISH)
+
+
+def tell_state(recorder: Recorder) -> None:
+    """Record what all these steps have made of this process."""
+    uid_map, gid_map = idmap.read_maps()
+    maps = {"uid_map": uid_map, "gid_map": gid_map}
+    recorder.event("state", namespaces=namespaces.inodes(), **maps, **credentials.own())
 
 
 def prepare(stage: _Child) -> None:

@@ -57,12 +57,15 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_GET_SECCOMP: Final = 21
 PR_SET_NAME: Final = 15
+PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_IS_SET: Final = 1
 PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+CAPABILITY_VERSION_3: Final = 0x20080522
 PR_SET_PTRACER: Final = 0x59616D61
 
 _STATFS_SIZE: Final = 120
@@ -80,19 +83,18 @@ _COMMON: Final = {  # numbers that all 64-bit ABIs share since Linux 5.0
     "pidfd_open": 434,
     "close_range": 436,
     "openat2": 437,
-    "pidfd_getfd": 438,
     "mount_setattr": 442,
 }
 _X86_64: Final = {
     **_COMMON,
-    "read": 0, "write": 1, "close": 3, "mmap": 9, "munmap": 11, "ioctl": 16, "dup2": 33,
-    "dup3": 292, "fcntl": 72, "execve": 59, "exit": 60, "exit_group": 231, "kill": 62,
+    "read": 0, "write": 1, "close": 3, "mmap": 9, "ioctl": 16, "dup2": 33,
+    "fcntl": 72, "execve": 59, "exit": 60, "exit_group": 231, "kill": 62,
     "chdir": 80, "fchdir": 81, "umask": 95, "ptrace": 101, "setuid": 105, "setgid": 106,
     "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125, "capset": 126,
-    "personality": 135, "setpriority": 141, "pivot_root": 155, "prctl": 157, "chroot": 161,
+    "pivot_root": 155, "prctl": 157, "chroot": 161,
     "mount": 165,
     "setfsuid": 122, "setfsgid": 123, "utimensat": 280, "statx": 332,
-    "umount2": 166, "sethostname": 170, "setns": 308, "unshare": 272, "prlimit64": 302,
+    "umount2": 166, "sethostname": 170, "setns": 308, "unshare": 272,
     "name_to_handle_at": 303, "open_by_handle_at": 304, "renameat2": 316, "seccomp": 317,
     "execveat": 322, "openat": 257, "fstatfs": 138,
 }  # fmt: skip
@@ -249,6 +251,15 @@ def prctl(option: int, *arguments: Argument) -> int:
     """prctl(2)."""
     padded = (*arguments, 0, 0, 0, 0)[:4]
     return _call("prctl", option, *padded)
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2): the effective, permitted and inheritable sets of this thread, as bit masks."""
+    header, data = struct.pack("Ii", CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    _call("capget", header, ctypes.addressof(data))
+    low, high = struct.unpack("III", data.raw[:12]), struct.unpack("III", data.raw[12:24])
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
 
 
 def set_name(comm: str) -> None:

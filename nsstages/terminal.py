@@ -15,21 +15,14 @@ import struct
 import termios
 from typing import Final
 
-from nsstages.syscalls import (
-    AT_FDCWD,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
-    RESOLVE_NO_XDEV,
-    fstatfs_type,
-    openat2,
-)
+from nsstages import syscalls
 
 _DEVPTS_MAGIC: Final = 0x1CD1
 _PTMX_INODE: Final = 2
 _PTMX_DEVICE: Final = os.makedev(5, 2)
 _TIOCSPTLCK: Final = 0x40045431
 _TIOCGPTPEER: Final = 0x5441
-_NO_LINKS: Final = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_NO_LINKS: Final = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 class UntrustedTerminal(OSError):
@@ -43,15 +36,15 @@ def open_verified_pty(dev_pts_ptmx: str = "/dev/pts/ptmx") -> tuple[int, int]:
     of another user changes its owner with fchown. Raises UntrustedTerminal, or OSError.
     """
     directory, name = os.path.split(dev_pts_ptmx)
-    directory_fd = openat2(
-        AT_FDCWD, directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_NO_LINKS
+    directory_fd = syscalls.openat2(
+        syscalls.AT_FDCWD, directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_NO_LINKS
     )
     try:
         _verify(directory_fd, directory, name)
-        # A mount put over ptmx since the check would be another mount: RESOLVE_NO_XDEV refuses it.
-        master_fd = openat2(
+        # A mount put over ptmx since the check would be another mount: NO_XDEV refuses it.
+        master_fd = syscalls.openat2(
             directory_fd, name, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW,
-            resolve=_NO_LINKS | RESOLVE_NO_XDEV,
+            resolve=_NO_LINKS | syscalls.RESOLVE_NO_XDEV,
         )  # fmt: skip
     except PermissionError:
         master_fd = _open_beside(directory, name)
@@ -71,7 +64,9 @@ def _open_beside(directory: str, name: str) -> int:
     devpts that is mounted beside such a node, and nothing else (pts(4)).
     """
     path = f"{os.path.dirname(directory)}/{name}"
-    ptmx_fd = openat2(AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve=_NO_LINKS)
+    ptmx_fd = syscalls.openat2(
+        syscalls.AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve=_NO_LINKS
+    )
     try:
         status = os.fstat(ptmx_fd)
     finally:
@@ -79,16 +74,19 @@ def _open_beside(directory: str, name: str) -> int:
     if (stat.S_ISCHR(status.st_mode), status.st_rdev) != (True, _PTMX_DEVICE):
         raise UntrustedTerminal(f"{path}: not the kernel's ptmx")
     flags = os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW
-    return openat2(AT_FDCWD, path, flags, resolve=_NO_LINKS)
+    return syscalls.openat2(syscalls.AT_FDCWD, path, flags, resolve=_NO_LINKS)
 
 
 def _verify(directory_fd: int, directory: str, name: str) -> None:
     """Raise UntrustedTerminal unless ``name`` is the ptmx node of the devpts mounted there."""
-    if fstatfs_type(directory_fd) != _DEVPTS_MAGIC:
+    if syscalls.fstatfs_type(directory_fd) != _DEVPTS_MAGIC:
         raise UntrustedTerminal(f"{directory}: not a devpts file system")
     try:
-        ptmx_fd = openat2(
-            directory_fd, name, os.O_PATH | os.O_NOFOLLOW, resolve=_NO_LINKS | RESOLVE_NO_XDEV
+        ptmx_fd = syscalls.openat2(
+            directory_fd,
+            name,
+            os.O_PATH | os.O_NOFOLLOW,
+            resolve=_NO_LINKS | syscalls.RESOLVE_NO_XDEV,
         )
     except OSError as error:
         raise UntrustedTerminal(f"{directory}/{name}: {error.strerror}") from error

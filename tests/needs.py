@@ -76,7 +76,7 @@ def user() -> str:
         return f"{USER} has no range in /etc/subuid"
     if not os.path.isdir(home):
         return f"{USER} has no home directory"
-    reach = ["setpriv", f"--reuid={USER}", "--clear-groups", "test", "-x", _LAUNCHER]
+    reach = ["setpriv", f"--reuid={USER}", "--clear-groups", "test", "-x", str(_LAUNCHER)]
     if os.geteuid() == 0 and subprocess.run(reach).returncode:
         return f"{USER} cannot reach {_LAUNCHER}: clone to where ordinary users may go"
     return ""

@@ -178,6 +178,8 @@ class _Builder:
 
     def add_state(self, event: Event) -> None:
         now: Mapping[str, int] = event.get("namespaces") or {}
+        if not now:
+            return
         before = self._namespaces_before(event["process"])
         self.namespaces[event["process"]] = now
         changed = [kind for kind in now if before and now[kind] != before.get(kind)]

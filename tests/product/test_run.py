@@ -18,6 +18,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from launcher import tracefile
 from tests import needs
 from tests.product.attached import LAUNCHER
 from tests.session import Session
@@ -248,6 +249,22 @@ def test_a_link_in_the_root_does_not_lead_out(run: Run, root: Path, place: Path)
     assert done.returncode == 125 or "/proc/self/comm\n" == done.stdout
     assert [] == os.listdir(place / "victim")
     assert str(place / "victim") not in Path("/proc/self/mountinfo").read_text()
+
+
+@needs.root
+def test_rights_are_recorded_where_they_change(run: Run, root: Path, place: Path) -> None:
+    """Stage 1 after its joins and the program before its exec tell the sets that they have."""
+    trace = str(place / "trace")
+    config = {"root": {"path": str(root)}, "trace": trace}
+    status = printed(run(config, "cat", "/proc/self/status"))
+    events = tracefile.read(trace).events
+    child, program = (e for e in events if e["kind"] == "state" and "capabilities" in e)
+    names = zip(("Inh", "Prm", "Eff", "Bnd", "Amb"), program["capabilities"].values(), strict=True)
+
+    assert ("stage 1 (CHILD)", "stage 2 (INIT)") == (child["process"], program["process"])
+    assert child["capabilities"]["effective"] > program["capabilities"]["effective"]
+    assert [] == [n for n, value in names if f"Cap{n}:\t{value}\n" not in status]
+    assert (0, 0, [0]) == (program["uid"], program["gid"], program["groups"] or [0])
 
 
 @needs.root
