@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -52,6 +51,8 @@ class RunHost:
     """The facts that a run's plan depends on."""
 
     privileged: bool
+    uid: int
+    gid: int
     person: Person
     environment: Mapping[str, str]
     cwd: str
@@ -93,14 +94,14 @@ class _Run:
     def uid_map(self) -> IdMap:
         host = self.host
         return id_map(
-            self.config.uid_map, os.geteuid(), host.subordinate_uids, privileged=host.privileged
+            self.config.uid_map, host.uid, host.subordinate_uids, privileged=host.privileged
         )
 
     @property
     def gid_map(self) -> IdMap:
         host = self.host
         return id_map(
-            self.config.gid_map, os.getegid(), host.subordinate_gids, privileged=host.privileged
+            self.config.gid_map, host.gid, host.subordinate_gids, privileged=host.privileged
         )
 
 

@@ -50,6 +50,8 @@ class Sandbox(Operations[settings.Run]):
         self._files = [reference.fd for reference in files.values()]
         return RunHost(
             privileged=os.geteuid() == 0,
+            uid=os.geteuid(),
+            gid=os.getegid(),
             person=person,
             environment=dict(os.environ),
             cwd=os.getcwd(),

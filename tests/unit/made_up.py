@@ -104,6 +104,8 @@ def run_host(**changes: Any) -> RunHost:
     """Return a host on which root runs something."""
     made = RunHost(
         privileged=True,
+        uid=0,
+        gid=0,
         person=ROOT,
         environment={"PATH": "/usr/bin", "TERM": "vt100", "SECRET": "x"},
         cwd="/work",

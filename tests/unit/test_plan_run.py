@@ -86,26 +86,28 @@ def test_without_a_user_namespace_there_are_no_maps() -> None:
 
 def test_an_ordinary_user_is_root_with_subordinate_ids() -> None:
     """Their own id is 0, the ranges follow from 1; the set-user-id helpers write them."""
-    made = plan(run_host(privileged=False)).bootstrap
+    made = plan(run_host(privileged=False, uid=1000, gid=100)).bootstrap
 
-    assert (IdRange(0, os.geteuid(), 1), IdRange(1, 200000, 65536)) == made.uid_map
-    assert (IdRange(0, os.getegid(), 1), IdRange(1, 300000, 65536)) == made.gid_map
+    assert (IdRange(0, 1000, 1), IdRange(1, 200000, 65536)) == made.uid_map
+    assert (IdRange(0, 100, 1), IdRange(1, 300000, 65536)) == made.gid_map
     assert ("/usr/bin/newuidmap", "/usr/bin/newgidmap") == (made.newuidmap, made.newgidmap)
     assert (True, True) == (made.setgroups, made.rootless)
 
 
 def test_an_ordinary_user_without_ranges_has_one_id() -> None:
     """Then the kernel itself takes the map, when setgroups is denied."""
-    facts = run_host(privileged=False, subordinate_uids=(), subordinate_gids=())
+    facts = run_host(privileged=False, uid=1000, gid=100, subordinate_uids=(), subordinate_gids=())
     made = plan(facts).bootstrap
 
-    assert (IdRange(0, os.geteuid(), 1),) == made.uid_map
+    assert (IdRange(0, 1000, 1),) == made.uid_map
     assert not made.setgroups
 
 
 def test_several_ranges_follow_each_other() -> None:
     """All subordinate ranges are used, without holes inside."""
-    facts = run_host(privileged=False, subordinate_uids=((200000, 10), (400000, 5)))
+    facts = run_host(
+        privileged=False, uid=1000, gid=100, subordinate_uids=((200000, 10), (400000, 5))
+    )
     inside = [(r.inside, r.count) for r in plan(facts).bootstrap.uid_map]
 
     assert [(0, 1), (1, 10), (11, 5)] == inside
@@ -218,7 +220,7 @@ def test_mounts_on_a_fuse_root_have_places_there() -> None:
 def test_a_fuse_root_shows_the_ids_of_the_namespace() -> None:
     """The server translates between host ids and the map; without a user namespace not."""
     assert IDENTITY == plan(root=FUSE).hostfs[0].uid_map
-    made = plan(run_host(privileged=False), root=FUSE)
+    made = plan(run_host(privileged=False, uid=1000, gid=100), root=FUSE)
     assert made.bootstrap.uid_map == made.hostfs[0].uid_map
 
 
@@ -309,6 +311,8 @@ def test_the_programs_rights(
 
 def test_groups_are_kept_where_they_may_not_be_set() -> None:
     """With setgroups denied the user's groups cannot be had."""
-    facts = run_host(privileged=False, subordinate_gids=(), user=User(33, 34, (35,)))
+    facts = run_host(
+        privileged=False, uid=1000, gid=100, subordinate_gids=(), user=User(33, 34, (35,))
+    )
 
     assert plan(facts, root=DIRECTORY).init.process.credentials.groups is None
