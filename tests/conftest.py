@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,10 @@ _keeper_process = pytest.StashKey["subprocess.Popen[bytes]"]()
 def pytest_configure(config: pytest.Config) -> None:
     """Become a subreaper with a name and a directory; the controller also starts the keeper."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        # A background job or nohup ignores them; what a test starts must not inherit that.
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
     given = getattr(config, "workerinput", None)
     if given is None:
         session = Session(new_session_id(), "main")
