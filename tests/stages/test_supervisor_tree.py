@@ -260,7 +260,7 @@ def test_signal_storm_does_not_disturb_routing(container: Container, caller: str
         f" {caller} loop 60 /c/bin/true; echo $?; {caller} loop 60 /bin/true; echo $?;"
         " kill -9 $storm"
     )
-    result = Attach(container, setup=os.setsid).sh(script)
+    result = Attach(container).sh(script)
 
     assert "0\n0\n" == result.out
 
