@@ -25,12 +25,14 @@ from typing import Any, Final, NoReturn
 from launcher.supervisor.notify import filter_program
 from launcher.supervisor.options import Routing, SupervisorOptions
 from launcher.supervisor.vessel import image
+from launcher.targets.mounts import parse_mountinfo
 from nsstages import trace
 from nsstages.channel import Channel, pair
 from nsstages.messages import MANAGER, SUPERVISOR, Word
 from nsstages.mounts import make_private
 from nsstages.syscalls import (
     AT_FDCWD,
+    AT_RECURSIVE,
     CLONE_NEWIPC,
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -444,6 +446,7 @@ def _make_root(attach: Attach) -> None:
     setns(host, CLONE_NEWNS)
     unshare(CLONE_NEWNS)
     make_private()
+    others = [(path, clone_if_there(path)) for path in other_file_systems()]
     work = container.root.parent / "work"
     mount("tmpfs", str(work), "tmpfs", 0)
     for name in ("upper", "state", "root"):
@@ -459,6 +462,9 @@ def _make_root(attach: Attach) -> None:
     (root / ".launcher/vessel").write_bytes(image())
     (root / ".launcher/vessel").chmod(0o4755)
     (root / "c").mkdir()
+    for path, fd in others:
+        if fd != -1:
+            move_mount(fd, AT_FDCWD, f"{root}{path}")
     move_mount(tree, AT_FDCWD, str(root / "c"))
     mount_setattr_path(root / "c")
     move_mount(proc, AT_FDCWD, str(root / "proc"))
@@ -467,6 +473,22 @@ def _make_root(attach: Attach) -> None:
     pivot_root(".", ".")
     umount2(".", MNT_DETACH)
     os.chdir("/")
+
+
+def other_file_systems() -> list[str]:
+    """Return where else than at / file systems of the host are: an overlay shows only the one."""
+    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    roots = {m.mount_id for m in mounts if m.mount_point == "/"}
+    points = {m.mount_point for m in mounts if m.parent_id in roots}
+    return sorted(p for p in points if p != "/" and p.split("/")[1] not in ("proc", "dev", "sys"))
+
+
+def clone_if_there(path: str) -> int:
+    """Return a copy of a mount with all below it; -1 for one that another test has just unmounted."""
+    try:
+        return open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
+    except FileNotFoundError:
+        return -1
 
 
 def mount_setattr_path(path: Path) -> None:
