@@ -10,14 +10,16 @@ import ctypes
 import os
 import signal
 import time
+from errno import EACCES, EPERM
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import msgpack
 
 from launcher.errors import TargetError
 from launcher.targets.bounded import Answer, in_child
-from nsstages.syscalls import Call, execute
+from nsstages.syscalls import PR_GET_SECCOMP, Call, execute, prctl
 
 _SECONDS: Final = 5.0
 _OTHERS_SECONDS: Final = 1.0
@@ -40,10 +42,35 @@ def read_filters(pid: int) -> tuple[bytes, ...]:
     except OSError as error:
         raise TargetError(
             f"the seccomp filters of process {pid} cannot be read: {error}",
-            hint="is it being debugged?",
+            hint=_remedy(error, pid),
         ) from error
     filters: list[bytes] = msgpack.unpackb(answer.data)
     return tuple(filters)
+
+
+def _remedy(error: OSError, pid: int) -> str:
+    """Say what to do: EACCES comes from PTRACE_SECCOMP_GET_FILTER, EPERM from PTRACE_SEIZE."""
+    if isinstance(error, TimeoutError):
+        return "it does not stop: is it frozen, or stuck in the kernel?"
+    if error.errno == EACCES and prctl(PR_GET_SECCOMP):
+        return (
+            "this launcher runs under a seccomp filter itself, as in a container or in a unit with"
+            " SystemCallFilter=, and to such a process the kernel shows none: start it outside"
+        )
+    if error.errno == EACCES:
+        return "the kernel shows them to CAP_SYS_ADMIN only: run as root"
+    if error.errno == EPERM and (tracer := _tracer_of(pid)):
+        return f"process {tracer} traces it, a debugger or strace: end that first"
+    return ""
+
+
+def _tracer_of(pid: int) -> int:
+    """Return the pid of a process's tracer, 0 without one."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("TracerPid:")), 0)
 
 
 def _read(pid: int) -> Answer:

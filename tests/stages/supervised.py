@@ -484,7 +484,7 @@ def other_file_systems() -> list[str]:
 
 
 def clone_if_there(path: str) -> int:
-    """Return a copy of a mount with all below it; -1 for one that another test has just unmounted."""
+    """Return a copy of a mount with all below it; -1 for one that is gone since it was listed."""
     try:
         return open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
     except FileNotFoundError:
