@@ -36,7 +36,7 @@ def plan_attach(config: Attach, target: Snapshot, host: Host) -> Plan:
     """Return the plan. Raises LauncherError where the target may not be attached to like this."""
     attach = Attachment(config, target, host)
     refuse_reachable_shell(attach)
-    refuse_second_supervisor(attach)
+    refuse_impossible_inside(attach)
     descriptors = Descriptors()
     trees, mount_plans = plan_mounts(attach, descriptors)
     bootstrap = plan_bootstrap(attach, descriptors, trees)
@@ -73,12 +73,19 @@ def refuse_reachable_shell(attach: Attachment) -> None:
         )
 
 
-def refuse_second_supervisor(attach: Attachment) -> None:
-    """Refuse inside another attach where routing is demanded."""
-    if attach.config.routing and attach.host.is_supervised:
+def refuse_impossible_inside(attach: Attachment) -> None:
+    """Refuse inside another attach what it cannot have there and is demanded."""
+    host = attach.host
+    if attach.config.routing and not attach.routes:
+        reason = "supervises this process already" if host.is_supervised else "serves this root"
         raise LauncherError(
-            "routing is not possible here: another attach supervises this process already",
+            f"routing is not possible here: another attach {reason}",
             hint="leave the attached shell, or do without routing",
+        )
+    if host.root_is_served and attach.config.root.container_access == "fuse":
+        raise LauncherError(
+            "root.container_access: fuse is not possible inside another attach: no /dev/fuse there",
+            hint="leave the attached shell, or take another access",
         )
 
 
@@ -104,7 +111,7 @@ def plan_bootstrap(
 
 def outer_root(attach: Attachment) -> tuple[Tree, ...]:
     """Return the root of the attach around this one: its FUSE mount without what is on it."""
-    if not attach.host.is_supervised:
+    if not attach.host.root_is_served:
         return ()
     return (Tree(FUSE_ROOT, "/", "outside", recursive=False),)
 
@@ -114,7 +121,7 @@ def fuse_mounts(attach: Attachment) -> tuple[FuseMount, ...]:
 
     Inside another attach there is no /dev/fuse, and no need of it: its root is cloned instead.
     """
-    if attach.host.is_supervised:
+    if attach.host.root_is_served:
         return ()
     root = FuseMount(FUSE_ROOT)
     if attach.config.root.container_access != "fuse":
@@ -262,9 +269,10 @@ def plan_notes(attach: Attachment) -> tuple[str, ...]:
 
 def plan_warnings(attach: Attachment) -> tuple[str, ...]:
     """Return what differs from what the configuration says."""
-    if attach.config.supervise == "off" or attach.supervises:
+    if not attach.config.routes or attach.routes:
         return ()
+    missing = "no routing" if attach.supervises else "no supervision and no routing"
     return (
-        "inside another attach: no supervision and no routing here,"
+        f"inside another attach: {missing} here,"
         f" programs in {attach.config.root.container_path} cannot be executed",
     )

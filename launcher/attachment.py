@@ -40,6 +40,7 @@ class Host:
     interactive: bool
     namespace_files: Mapping[str, NamespaceRef]  # those that the configuration names by file
     is_supervised: bool  # by the supervisor of another attach, around this one
+    root_is_served: bool  # by the FUSE server of another attach: what it has not, this has not
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,10 @@ class Attachment:
 
     @property
     def routes(self) -> bool:
-        """Tell whether the container's programs run in its own view."""
-        return self.config.routes and self.supervises
+        """Tell whether the container's programs run in its own view. Inside another attach the root
+        is that one's, and the vessel in it, if there is one, is of the other container.
+        """
+        return self.config.routes and self.supervises and not self.host.root_is_served
 
 
 def joined(attach: Attachment) -> dict[str, NamespaceRef]:

@@ -18,11 +18,12 @@ from launcher.supervisor.notify import filter_program
 from launcher.supervisor.vessel import image
 from launcher.targets.bounded import Answer, in_child
 from launcher.targets.cgroups import directories, frozen_directory, parse_cgroup
-from launcher.targets.mounts import parse_mountinfo
+from launcher.targets.mounts import Mount, parse_mountinfo
 from launcher.targets.snapshot import Snapshot
 from launcher.terminal import is_interactive
 from nsstages import namespaces, program
 from nsstages.credentials import last_capability
+from nsstages.mounts import FUSE_SOURCE
 from nsstages.syscalls import PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, open_in_root, prctl
 
 
@@ -45,7 +46,20 @@ def read_host(config: Attach, target: Snapshot) -> Host:
         interactive=is_interactive(),
         namespace_files=open_namespace_files(config.namespaces),
         is_supervised=is_supervised(),
+        root_is_served=root_is_served(),
     )
+
+
+def root_is_served() -> bool:
+    """Tell whether the root directory is the FUSE mount of another attach, by its source."""
+    roots = [mount for mount in own_mounts() if mount.mount_point == "/"]
+    return bool(roots) and (roots[-1].fs_type, roots[-1].source) == ("fuse", FUSE_SOURCE)
+
+
+def own_mounts() -> tuple[Mount, ...]:
+    """Return this process's own mount table."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        return parse_mountinfo(file.read())
 
 
 def is_supervised() -> bool:
@@ -104,13 +118,11 @@ def _look_up_kinds(root_fd: int, paths: Iterable[str]) -> Answer:
 
 def cgroup_directories(target: Snapshot) -> tuple[str, ...]:
     """Return the directories of the target's cgroups that differ from this process's own."""
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        mounts = parse_mountinfo(file.read())
     with open("/proc/self/cgroup", errors="surrogateescape") as file:
         own = parse_cgroup(file.read())
     return tuple(
         directory
-        for membership, directory in directories(target.cgroups, mounts).items()
+        for membership, directory in directories(target.cgroups, own_mounts()).items()
         if membership not in own
     )
 

@@ -15,6 +15,8 @@ from nsstages import syscalls
 from nsstages.bootstrap import Tree
 from nsstages.idmap import OVERFLOW_ID
 
+FUSE_SOURCE = "launcher"  # by which the mount table tells our mounts from other FUSE mounts
+
 
 def make_private() -> None:
     """Cut the whole mount namespace off: nothing done in it shows anywhere else."""
@@ -41,14 +43,10 @@ def open_fuse(device: int, attributes: int) -> int:
     The kernel wants device and mount from one user namespace, and fixes the mounter's PID
     namespace in the connection: called by stage 1, which still lives in the host's.
     """
-    options: tuple[str, ...] = (
-        f"fd={device}",
-        "rootmode=40000",
-        "user_id=0",
-        "group_id=0",
-        "source=launcher",
-    )
-    options += ("allow_other", "default_permissions")
+    options = (
+        f"fd={device}", f"source={FUSE_SOURCE}", "rootmode=40000", "user_id=0", "group_id=0",
+        "allow_other", "default_permissions",
+    )  # fmt: skip
     return new_filesystem("fuse", options, attributes)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from launcher import settings
 from launcher.attach_plan import plan_attach
+from launcher.attachment import Attachment
 from launcher.engine import Common, Operations
 from launcher.host import read_host, refuse_frozen
 from launcher.joins import target_spec
@@ -43,8 +44,8 @@ class Attach(Operations[settings.Attach]):
         refuse_frozen(target)
         host = read_host(self._config, target)
         self._files = [reference.fd for reference in host.namespace_files.values()]
-        # Inside another attach nothing is routed, and the kernel shows no filter to the filtered.
-        routes = self._config.routes and not host.is_supervised
+        # Where nothing is routed they are not needed, and the kernel shows none to the filtered.
+        routes = Attachment(self._config, target, host).routes
         if routes and target.seccomp_mode == _SECCOMP_MODE_FILTER:
             from launcher.supervisor.filters import read_filters
 

@@ -6,6 +6,7 @@ import os
 
 from launcher import settings
 from launcher.engine import Common, Operations
+from launcher.host import own_mounts
 from launcher.joins import open_namespace_files
 from launcher.people import invoking_person, subordinate_ids
 from launcher.plan import Plan
@@ -13,7 +14,6 @@ from launcher.run_plan import RunHost, plan_run
 from launcher.session import Session
 from launcher.supervisor.notify import filter_program
 from launcher.targets import sandbox
-from launcher.targets.mounts import parse_mountinfo
 from launcher.targets.process import read_stat
 from launcher.targets.users import User, look_up
 from launcher.terminal import is_interactive
@@ -102,6 +102,4 @@ def _helper(name: str) -> str:
 
 
 def _cgroup_hierarchies() -> tuple[str, ...]:
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        mounts = parse_mountinfo(file.read())
-    return tuple(m.mount_point for m in mounts if m.fs_type in ("cgroup", "cgroup2"))
+    return tuple(m.mount_point for m in own_mounts() if m.fs_type in ("cgroup", "cgroup2"))

@@ -41,7 +41,7 @@ def read_filters(pid: int) -> tuple[bytes, ...]:
         answer = in_child(partial(_read, pid), timeout=_SECONDS)
     except OSError as error:
         raise TargetError(
-            f"the seccomp filters of process {pid} cannot be read: {error}",
+            f"the seccomp filters of process {pid} cannot be read: {error.strerror or error}",
             hint=_remedy(error, pid),
         ) from error
     filters: list[bytes] = msgpack.unpackb(answer.data)

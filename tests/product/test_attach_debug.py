@@ -263,6 +263,22 @@ def test_an_attach_inside_an_attached_shell(container: Container) -> None:
 
 
 @on_one
+@pytest.mark.parametrize("inner", ["tree", "off"])
+def test_an_attach_inside_one_without_supervision(container: Container, inner: str) -> None:
+    """With the outer one at `supervise: off` the inner one is supervised, if it is not told
+    otherwise, and not routed; what it starts ends with it.
+    """
+    script = "head -n1 /etc/os-release; cat /c/image.txt; hostname; sleep 4321 & exit 7"
+    words = ("attach", "--supervise", inner, "1", "--", "sh", "-c", script)
+    done = attach(container, LAUNCHER, *words, options=("--supervise", "off"))
+
+    note = "launcher: inside another attach: no routing here, programs in /c cannot be executed\n"
+    assert (7, note if inner == "tree" else "") == (done.returncode, done.stderr)
+    host = Path("/etc/os-release").read_text().splitlines()[0]
+    assert [host, container.image.name, container.name] == done.stdout.splitlines()
+
+
+@on_one
 def test_routing_cannot_be_demanded_there(container: Container, home: Path) -> None:
     """routing: true inside an attached shell is refused with the reason."""
     (home / "attach.json").write_text('{"routing": true}')

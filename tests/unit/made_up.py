@@ -96,6 +96,7 @@ def host(**changes: Any) -> Host:
         interactive=False,
         namespace_files={},
         is_supervised=False,
+        root_is_served=False,
     )
     return replace(made, **changes)
 

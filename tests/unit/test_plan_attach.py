@@ -92,16 +92,50 @@ def test_a_container_that_could_reach_the_shell_is_refused(
     assert "--trust-container" in raised.value.hint
 
 
-def test_routing_inside_another_attach_is_refused() -> None:
-    """A process can have one supervisor: without routing it works, and says so."""
-    inside = host(is_supervised=True)
-    with pytest.raises(LauncherError, match="supervises this process already"):
-        plan(facts=inside, routing=True)
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_inside_another_attach(is_supervised: bool) -> None:
+    """The root is a clone of the other's, without a FUSE server of its own; there is no routing,
+    and it says so; it is supervised if the other one is not.
+    """
+    made = plan(facts=host(root_is_served=True, is_supervised=is_supervised))
 
-    made = plan(facts=inside)
-    assert made.supervisor is None
-    assert b"" == made.init.seccomp_notify
-    assert "no routing" in made.warnings[0]
+    assert ((), ()) == (made.bootstrap.fuse, made.hostfs)
+    assert Tree("host", "/", "outside", recursive=False) == made.bootstrap.trees[0]
+    assert is_supervised == (made.supervisor is None)
+    assert is_supervised == (made.init.seccomp_notify == b"")
+    assert "" == made.init.vessel
+    assert made.supervisor is None or made.supervisor.routing is None
+    expected = "no supervision and no routing" if is_supervised else "no routing"
+    assert f"inside another attach: {expected} here" in made.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"is_supervised": True, "root_is_served": True}, "supervises this process already"),
+        ({"is_supervised": True}, "supervises this process already"),
+        ({"root_is_served": True}, "another attach serves this root"),
+    ],
+)
+def test_routing_that_is_not_possible_is_refused(facts: dict[str, bool], reason: str) -> None:
+    """Whoever demands routing inside another attach is told why there is none."""
+    with pytest.raises(LauncherError, match=reason):
+        plan(facts=host(**facts), routing=True)
+
+
+def test_inside_a_supervised_process_with_a_root_of_the_hosts() -> None:
+    """A supervisor alone takes away the routing: the root is served as everywhere."""
+    made = plan(facts=host(is_supervised=True))
+
+    assert ["host"] == [mount.name for mount in made.bootstrap.fuse]
+    assert 1 == len(made.hostfs)
+    assert "no supervision and no routing" in made.warnings[0]
+
+
+def test_a_second_server_inside_another_attach_is_refused() -> None:
+    """container_access: fuse needs /dev/fuse, which an attached shell has not."""
+    with pytest.raises(LauncherError, match=r"root\.container_access: fuse is not possible"):
+        plan(facts=host(root_is_served=True), root={"container_access": "fuse"})
 
 
 # --- namespaces
