@@ -12,6 +12,7 @@ from launcher.phases import phase
 from launcher.plan import Plan
 from launcher.session import Session
 from nsstages import namespaces
+from nsstages.errors import NsstagesError
 from nsstages.trace import Recorder
 
 
@@ -45,7 +46,7 @@ def launch(
         session = Session(prepare(engine, common), recorder, servers)
         for warning in session.plan.warnings:
             warn(warning)
-        status = _run(engine, session, tell)
+        status = _run_to_end(engine, session, tell)
     except BaseException as raised:
         error = raised
         raise
@@ -60,6 +61,17 @@ def launch(
             with phase("cleanup_container"):
                 engine.cleanup_container(error, status)
     return status
+
+
+def _run_to_end(engine: Operations[Any], session: Session, tell: Callable[[str], None]) -> int:
+    try:
+        return _run(engine, session, tell)
+    except (NsstagesError, OSError) as error:
+        session.end()
+        reason = session.reason_for(error)
+        if reason is error:
+            raise
+        raise reason from error
 
 
 def _run(engine: Operations[Any], session: Session, tell: Callable[[str], None]) -> int:

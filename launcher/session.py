@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from launcher import new_cgroups
+from launcher.causes import Interrupted, Interruption, TargetDied, TimeLimit, has_ended
 from launcher.companions import (
     Companion,
     start_fuse_server,
     start_supervisor,
     tell_options,
 )
-from launcher.errors import LauncherError
 from launcher.phases import privileged
 from launcher.plan import Plan
 from launcher.signals import Signals
@@ -31,25 +31,13 @@ from launcher.user_namespaces import user_namespace_with
 from nsstages import cgroups, mounts, pipeline
 from nsstages.channel import close_all
 from nsstages.errors import Failure, PeerDied, StageFailed
-from nsstages.isolation import exit_status_text
 from nsstages.messages import COMM, INIT, Word
 from nsstages.pipeline import Pipeline
 from nsstages.trace import Recorder
 
 _SERVING_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 1.0
-
-
-class TargetDied(LauncherError):
-    """The container ended while the program was running in it."""
-
-    exit_code = 137
-
-
-class TimeLimit(LauncherError):
-    """The program ran longer than the configuration's ``timeout``."""
-
-    exit_code = 124
+_ENDING_SECONDS: Final = 0.2  # from a container's end to that of its last process
 
 
 class Session:
@@ -66,12 +54,18 @@ class Session:
         self.status: int | None = None
         self._companions: list[Companion] = []
         self._cgroups: list[str] = []
+        self._interruption = Interruption()
         self._signals: Signals | None = None
         self._until_end = ExitStack()
+        self._has_ended = False
 
     def start(self) -> int:
-        """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done."""
+        """Fork companions and stages; return stage 2's pid when stages 0 and 1 are done.
+
+        From here to the start gate a signal ends the launch; before, it ends this process.
+        """
         plan = self.plan
+        self._until_end.enter_context(self._interruption)
         while len(self.fuse) > len(plan.hostfs):
             self.fuse.pop().end(0)
         while len(self.fuse) < len(plan.hostfs):
@@ -79,12 +73,15 @@ class Session:
         for server, options in zip(self.fuse, plan.hostfs, strict=True):
             tell_options(server, options)
         self._companions += self.fuse
+        self._interruption.watch(*(server.channel for server in self.fuse))
         self.pipeline = self._start_pipeline()
+        self._interruption.watch(self.pipeline.parent, self.pipeline.init)
         if plan.supervisor is not None:
             # After stage 0, which has more to do and needs the other processor for it.
             keep = list(plan.supervisor.descriptors())
             self.supervisor = start_supervisor(plan.supervisor, self.recorder, keep)
             self._companions.append(self.supervisor)
+            self._interruption.watch(self.supervisor.channel)
         devices: list[int] = []
         try:
             devices += [self.pipeline.receive_fuse_device() for _ in self.fuse]
@@ -130,7 +127,7 @@ class Session:
         try:
             message = stages.init.expect(*words, timeout=self.plan.init.timeout)
         except PeerDied as error:
-            raise self._cause(stages.death_of_init(error), died=True) from error
+            raise self._cause(stages.death_of_init(error)) from error
         except StageFailed as error:
             raise self._cause(error) from error
         if message.word is Word.MOUNT_FD_PLS:
@@ -158,25 +155,24 @@ class Session:
             close_all(fds)
         stages.init.send(Word.SUPERVISE_ACK)
 
-    def _cause(self, error: StageFailed, *, died: bool = False) -> StageFailed | TargetDied:
-        """Prefer a dead companion or container to what its death made of stage 2.
-
-        A container's end takes stage 2 along. ``died`` says that stage 2 is dead, and reaped: the
-        container's first process cannot go before all of its PID namespace is gone.
-        """
+    def _cause(self, error: StageFailed) -> StageFailed:
+        """Prefer a dead companion to what its death made of stage 2."""
         for companion in self._companions:
             if companion.has_died(0.05):
                 return companion.death(f"before {error.failure.step}")
-        if died and self._target_has_ended(0.2):
-            return TargetDied(f"{self.plan.target_name} has exited")
         return error
 
-    def _target_has_ended(self, seconds: float) -> bool:
-        if self.plan.target_pidfd == -1:
-            return False
-        poller = select.poll()
-        poller.register(self.plan.target_pidfd, select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
+    def reason_for(self, error: Exception) -> Exception:
+        """Return what was behind a failure of the launch, which may be the failure itself.
+
+        Called after `end`: a container's first process is seen dead only when the last process of
+        its PID namespace, which can be our stage 2, is reaped.
+        """
+        if self._interruption.number:
+            return Interrupted(self._interruption.number)
+        if has_ended(self.plan.target_pidfd, _ENDING_SECONDS):
+            return TargetDied(f"{self.plan.target_name} has exited")
+        return error
 
     def program_pid(self) -> int:
         """Return the program's pid, as the host counts: its pidfd knows."""
@@ -192,6 +188,7 @@ class Session:
         """
         stages = self._stages()
         self._hold_signals()
+        self._interruption.check()
         stages.init.send(Word.RUN)
         try:
             stages.init.expect(Word.STARTED, timeout=self.plan.init.timeout)
@@ -199,7 +196,7 @@ class Session:
             # End of file: stage 2 became the program, or died before. Its name tells.
             comm = Path(f"/proc/{stages.stage2_pid}/comm").read_text().rstrip("\n")
             if self.plan.init.reaper or comm == COMM[INIT]:
-                raise self._cause(stages.death_of_init(error), died=True) from error
+                raise self._cause(stages.death_of_init(error)) from error
         except StageFailed as error:
             raise self._cause(error) from error
 
@@ -274,7 +271,7 @@ class Session:
             if done:
                 stages.stage2_pid = 0
                 self.status = status
-                if status == signal.SIGKILL and self._target_has_ended(0.2):
+                if status == signal.SIGKILL and has_ended(self.plan.target_pidfd, _ENDING_SECONDS):
                     raise TargetDied(f"{self.plan.target_name} has exited")
         if self.status is not None:
             # A companion's death reaches the program, by SIGKILL from the supervisor's and SIGBUS
@@ -295,14 +292,17 @@ class Session:
         try:
             message = stages.init.expect(Word.EXITED, timeout=_GRACE_SECONDS)
         except PeerDied as error:
-            raise self._cause(stages.death_of_init(error), died=True) from error
+            raise self._cause(stages.death_of_init(error)) from error
         self.status = int(message.payload["status"])
 
     def end(self) -> None:
-        """End every process of this launch and close what the session opened.
+        """End every process of this launch and close what the session opened; once.
 
         No signal interrupts that: a second Ctrl-C would leave half of it behind.
         """
+        if self._has_ended:
+            return
+        self._has_ended = True
         with self._until_end:
             self._hold_signals()
             self._end_all()
@@ -355,6 +355,3 @@ def enter_cgroups(directories: tuple[str, ...], pid: int) -> None:
         ) from error
     finally:
         close_all(fds)
-
-
-__all__ = ["Session", "TargetDied", "TimeLimit", "exit_status_text"]

@@ -83,6 +83,10 @@ class Channel:
         """Close this end; the peer sees end of file."""
         self._socket.close()
 
+    def hang_up(self) -> None:
+        """End the waits of both ends, now and later: each sees the other one dead."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
     def send(
         self, word: Word, payload: Mapping[str, Any] | None = None, fds: Sequence[int] = ()
     ) -> None:

@@ -1,4 +1,4 @@
-"""A launch in which one process is killed at one word of the handshake.
+"""A launch in which something happens at one word of the handshake: one process is killed, say.
 
 All processes of a launch are forks of the manager, so what a forked test process patches in the
 channel is patched in all of them.
@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _TIME: Final = struct.Struct("d")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``victim`` is killed before it says ``word`` to ``peer``, or after it heard it from it."""
+    """Where ``victim`` says ``word`` to ``peer``, a moment before, or has heard it from it."""
 
     victim: str
     peer: str
@@ -51,9 +52,12 @@ def points(*, without: frozenset[Word], manager: bool = False) -> list[Point]:
     ]
 
 
+Strike = Callable[[int], None]  # what the test does at a point; it is told the launcher's pid
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a launch with a victim ended; ``seconds`` from the kill to the launcher's end."""
+    """How a launch that was struck ended; ``seconds`` from the strike to the launcher's end."""
 
     status: int
     errors: str
@@ -61,23 +65,31 @@ class Outcome:
     was_killed: bool
 
 
-def launch_and_kill(point: Point, arguments: list[str], directory: Path) -> Outcome:
-    """Run the command line in a forked process and kill the victim at its point."""
+def launch_and_kill(
+    point: Point, arguments: list[str], directory: Path, strike: Strike | None = None
+) -> Outcome:
+    """Run the command line in a forked process and kill the victim at its point; with ``strike``
+    let it wait there instead until that has been done.
+    """
     errors = directory / "stderr"
-    killed_at = mmap.mmap(-1, _TIME.size)  # shared with every process of the launch
+    killed_at = mmap.mmap(-1, _TIME.size + 1)  # shared with every process of the launch
     pid = os.fork()
     if not pid:
-        _be_launcher(point, arguments, errors, killed_at)
+        _be_launcher(arguments, errors, lambda: _patch(point, killed_at, waits=bool(strike)))
     deadline = time.monotonic() + LONGEST
     while not (done := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise AssertionError(f"the launcher hangs: {errors.read_text()}")
-        if point.victim == INIT and _TIME.unpack(killed_at[:])[0]:
-            _kill_first_processes(pid)
+        if _TIME.unpack_from(killed_at)[0] and not killed_at[_TIME.size]:
+            if strike is not None:
+                strike(pid)
+                killed_at[_TIME.size] = 1
+            elif point.victim == INIT:
+                _kill_first_processes(pid)
         time.sleep(0.01)
-    (when,) = _TIME.unpack(killed_at[:])
+    (when,) = _TIME.unpack_from(killed_at)
     killed_at.close()
     seconds = time.time() - when if when else 0.0
     return Outcome(os.waitstatus_to_exitcode(done[1]), errors.read_text(), seconds, bool(when))
@@ -88,7 +100,7 @@ def launch_and_strike(comm: str, arguments: list[str], directory: Path) -> Outco
     errors = directory / "stderr"
     pid = os.fork()
     if not pid:
-        _be_launcher(None, arguments, errors, None)
+        _be_launcher(arguments, errors, lambda: None)
     deadline = time.monotonic() + LONGEST
     while "sleep" not in descendants(pid).values():
         assert time.monotonic() < deadline, f"no program: {errors.read_text()}"
@@ -142,9 +154,7 @@ def _kill_first_processes(launcher: int) -> None:
                 os.kill(int(child), signal.SIGKILL)
 
 
-def _be_launcher(
-    point: Point | None, arguments: list[str], errors: Path, killed_at: mmap.mmap | None
-) -> NoReturn:
+def _be_launcher(arguments: list[str], errors: Path, prepare: Callable[[], None]) -> NoReturn:
     try:
         null = os.open("/dev/null", os.O_RDWR)
         log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -152,8 +162,7 @@ def _be_launcher(
             os.dup2(fd, stream)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        if point is not None and killed_at is not None:
-            _patch(point, killed_at)
+        prepare()
         status = cli.main(arguments)
         sys.stderr.flush()
         os._exit(status)
@@ -165,17 +174,19 @@ def _be_launcher(
         os._exit(99)
 
 
-def _patch(point: Point, killed_at: mmap.mmap) -> None:
+def _patch(point: Point, killed_at: mmap.mmap, *, waits: bool) -> None:
     send, expect = Channel.send, Channel.expect
 
     def meet(channel: Channel, word: Word, *, is_sending: bool) -> None:
         here = Point(channel.me, channel.peer, word, is_sending)
         if here == point:
-            killed_at[:] = _TIME.pack(time.time())
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(
-                LONGEST
-            )  # the first process of a PID namespace can only be killed from outside
+            _TIME.pack_into(killed_at, 0, time.time())
+            if not waits:
+                os.kill(os.getpid(), signal.SIGKILL)
+            deadline = time.time() + LONGEST
+            # The first process of a PID namespace can only be killed from outside.
+            while not killed_at[_TIME.size] and time.time() < deadline:
+                time.sleep(0.005)
 
     def sending(self: Channel, word: Word, *rest: Any, **more: Any) -> None:
         meet(self, word, is_sending=True)

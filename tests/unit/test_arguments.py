@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from launcher import cli
 from launcher.arguments import overrides, parse
+from launcher.causes import TargetDied, TimeLimit
 from launcher.errors import (
     CannotExecute,
     CommandNotFound,
@@ -21,7 +22,6 @@ from launcher.errors import (
     TargetNotFound,
     UsageError,
 )
-from launcher.session import TargetDied, TimeLimit
 from nsstages.errors import DeadlineExceeded, Failure, NsstagesError, StageFailed
 
 
