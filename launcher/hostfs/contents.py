@@ -10,7 +10,7 @@ import pyfuse3
 import trio
 
 from launcher.hostfs.attributes import synthetic_reply_of, unreachable_reply_of
-from launcher.hostfs.files import OpenDirectory, host_names
+from launcher.hostfs.files import OpenDirectory, drop_set_ids, host_names
 from launcher.hostfs.inodes import Node
 from launcher.hostfs.synthetic import FIRST_NUMBER
 from launcher.hostfs.tree import Context, HostTree, Reply
@@ -30,6 +30,8 @@ class ContentOperations(HostTree):
         node = self._inodes.find(inode)
         with self._touching(ctx, node):
             fh, is_same = self._files.open(node, flags)
+        if flags & os.O_TRUNC and ctx.uid:
+            drop_set_ids(fh)
         return pyfuse3.FileInfo(fh=fh, keep_cache=is_same)
 
     async def create(

@@ -137,6 +137,20 @@ class OpenDirectories:
             os.close(directory.fd)
 
 
+def drop_set_ids(fd: int) -> None:
+    """Take the set-id bits off a file that a caller without CAP_FSETID truncated by opening it.
+
+    The kernel does that itself for every other change; this one it leaves to the server, for
+    which its own kernel does not, since it may keep them.
+    """
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    lost = mode & stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        lost |= mode & stat.S_ISGID
+    if lost:
+        os.fchmod(fd, mode & ~lost)
+
+
 def host_names(fd: int, overlay: Iterable[bytes]) -> list[bytes]:
     """Return the names in a host directory and those laid over it, each once."""
     names = [os.fsencode(name) for name in os.listdir(fd)]

@@ -16,7 +16,8 @@ from launcher.hostfs.synthetic import FIRST_NUMBER
 from launcher.hostfs.tree import Context, HostTree, Reply
 from nsstages.syscalls import Call, execute
 
-_KNOWN_RENAME_FLAGS: Final = pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE
+_RENAME_WHITEOUT: Final = 4  # the kernel has checked CAP_MKNOD (linux/fs.h, Linux 3.18)
+_KNOWN_RENAME_FLAGS: Final = pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE | _RENAME_WHITEOUT
 
 
 class NameOperations(HostTree):
@@ -106,7 +107,7 @@ class NameOperations(HostTree):
         flags: int,
         ctx: Context,
     ) -> None:
-        """RENAME2, with RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        """RENAME2, with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
         if flags & ~_KNOWN_RENAME_FLAGS:
             raise OSError(errno.EINVAL, "unknown rename flags")
         old_parent, old_fd = self._changeable(parent_inode_old, name_old)
@@ -116,7 +117,10 @@ class NameOperations(HostTree):
         if replaced is not None:
             self._inodes.hold(replaced)
         concerned = [old_parent, new_parent, *filter(None, [moved, replaced])]
-        with self._touching(ctx, *concerned):
+        acting = self._touching(ctx, *concerned)
+        if flags & _RENAME_WHITEOUT:
+            acting = self._creating(ctx, old_parent)  # the whiteout is the caller's
+        with acting:
             execute(Call("renameat2", (old_fd, name_old, new_fd, name_new, flags)))
         if moved is not None:
             moved.move(new_parent, name_new)
